@@ -1,0 +1,52 @@
+"""The ``psa`` command: one module a command; the only part of ``psa`` that imports upward."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from psa.cli.bench import bench
+from psa.cli.common import print_json, progress_console
+from psa.cli.demo import demo
+from psa.cli.encode import encode
+from psa.cli.evaluate import evaluate
+from psa.cli.slots import slots
+from psa.cli.train import train
+from psa.errors import PsaError, Stopped, TrainingFailed
+
+app = typer.Typer(
+    name="psa",
+    help="Slot-based scene models as inference in an explicit probabilistic program.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, train, evaluate, encode, slots, bench):
+    app.command()(command)
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    message = "interrupted"  # Ctrl-C outside training: typer returns 130 and no exception
+    try:
+        code = app(args=given, prog_name="psa", standalone_mode=False) or DONE
+    except PsaError as error:
+        code, message = BAD_INPUT, str(error)
+    except TrainingFailed as error:
+        code, message = FAILED, str(error)
+    except (Stopped, KeyboardInterrupt, typer.Abort) as error:
+        code, message = INTERRUPTED, str(error) or message
+    except Exception as error:
+        # typer's own usage errors, whichever copy of click a version of it carries
+        if not hasattr(error, "format_message"):
+            raise
+        code, message = BAD_INPUT, f"{error.format_message()} (psa COMMAND --help explains)"
+    if code != DONE:
+        if "--json" in given:
+            print_json({"error": message})
+        progress_console.print(f"psa: {message}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,77 @@
+"""``psa bench``."""
+
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+from psa.cli.common import JsonOption, print_json, progress_bar, result_console
+from psa.errors import ConfigError
+from psa.experiments.bench.fits import FitProblem, bench_fits
+from psa.experiments.bench.train import VARIANTS, bench_train
+
+SUITES = ("train", "fits")
+BLOCKS = 7
+PROBLEM = FitProblem()
+FIT_BLOCKS = 10
+FIT_THREADS = (2, 1)
+
+
+def bench(
+    suite: Annotated[str, typer.Option(help="What to measure: train, fits.")] = "train",
+    device: Annotated[str, typer.Option(help="A torch device: cpu, cuda.")] = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Measure what a training step costs, or fits of many token sets beside scikit-learn: medians and ranges."""
+    if suite not in SUITES:
+        raise ConfigError(f"--suite {suite}: expected one of {', '.join(SUITES)}")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from None
+    table, result = _train(device) if suite == "train" else _fits(device)
+    result_console.print(table)
+    if json:
+        print_json({"suite": suite, "device": device, "torch": torch.__version__, **result})
+
+
+def _train(device: str) -> tuple[Table, dict[str, Any]]:
+    with progress_bar() as bar:
+        task = bar.add_task("measuring", total=len(VARIANTS) * (BLOCKS + 1), figures="")
+        costs = bench_train(device, blocks=BLOCKS, progress=lambda name: bar.update(task, advance=1, figures=name))
+    table = Table(title="a training step, batch of 16 images of 32 x 32, one thread")
+    for heading in ("variant", "CPU ms", "range", "wall ms", "images/s"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    for cost in costs:
+        spread = f"{cost.cpu_ms_low:.1f} to {cost.cpu_ms_high:.1f}"
+        table.add_row(
+            cost.variant, f"{cost.cpu_ms:.1f}", spread, f"{cost.wall_ms:.1f}", f"{cost.images_per_second:.0f}"
+        )
+    return table, {"steps": [asdict(cost) for cost in costs]}
+
+
+def _fits(device: str) -> tuple[Table, dict[str, Any]]:
+    with progress_bar() as bar:
+        task = bar.add_task("measuring", total=FIT_BLOCKS * len(FIT_THREADS), figures="")
+        costs = bench_fits(
+            PROBLEM, device, FIT_BLOCKS, FIT_THREADS, lambda name: bar.update(task, advance=1, figures=name)
+        )
+    size = f"{PROBLEM.num_sets} token sets, N = {PROBLEM.num_tokens}, D = {PROBLEM.num_features}"
+    table = Table(title=f"{size}, K = {PROBLEM.num_slots}, {PROBLEM.num_iterations} iterations")
+    for heading in ("", "threads", "seconds", "range", "CPU s", "times faster", "range"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for cost in costs:
+        table.add_row(
+            f"{cost.method} {cost.dtype} {cost.device}",
+            str(cost.threads),
+            f"{cost.seconds:.2f}",
+            f"{cost.seconds_low:.2f} to {cost.seconds_high:.2f}",
+            f"{cost.cpu_seconds:.2f}",
+            f"{cost.speedup:.1f}",
+            f"{cost.speedup_low:.1f} to {cost.speedup_high:.1f}",
+        )
+    about = {"scikit_learn": version("scikit-learn"), "problem": asdict(PROBLEM), "blocks": FIT_BLOCKS}
+    return table, {**about, "fits": [asdict(cost) for cost in costs]}

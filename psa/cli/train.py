@@ -1,0 +1,69 @@
+"""``psa train``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from psa.cli.common import DataOption, JsonOption, SetOption, VariantOption, figures, print_result, progress_bar
+from psa.errors import ConfigError, Stopped, TrainingFailed
+from psa.inference.config import RECIPE, override, published, read_config_file
+from psa.inference.sessions import evaluate_run, resume_run, start_run, summary
+from psa.inference.training import Interrupted
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(help="A TOML file; left out, the demo's recipe.")] = None,
+    data: DataOption = None,
+    variant: VariantOption = None,
+    out: Annotated[Path, typer.Option(help="The run directory.")] = Path("runs/train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")] = False,
+    settings: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train a scene model, evaluate it on held-out images, and write its page.
+
+    Progress goes to standard error: steps, loss, foreground ARI on a held-out batch, time left. Ctrl-C finishes the
+    step, writes a checkpoint and says how to go on.
+    """
+    bar = progress_bar()
+    task = bar.add_task(f"training {out}", total=None, figures="")
+
+    def show(step: int, row: dict[str, float]) -> None:
+        if row:
+            bar.update(task, figures=figures(row))
+        bar.update(task, completed=step, total=trainer.config.steps)
+
+    if resume:
+        if config is not None or data is not None or variant is not None:
+            raise ConfigError("--resume takes its configuration from the run; only --set may change it")
+        trainer = resume_run(out, settings or [], show)
+    else:
+        trainer = start_run(override(_values(config, data, variant), settings or []), out, show)
+    try:
+        with bar:
+            trainer.fit()
+    except Interrupted:
+        raise Stopped(
+            f"interrupted at step {trainer.step} of {trainer.config.steps}; the checkpoint is written. "
+            f"Go on with: psa train --resume --out {out}"
+        ) from None
+    except TrainingFailed as error:
+        raise TrainingFailed(f"{out}: {error}") from None
+    assert trainer.run is not None
+    outcome = evaluate_run(trainer.autoencoder.cpu(), trainer.run, trainer.autoencoder.config.data, "test")
+    print_result({"run": str(out), **summary(outcome, trainer.run)}, f"psa train: {out}", json)
+
+
+def _values(config: Path | None, data: str | None, variant: str | None) -> dict[str, Any]:
+    """The configuration's tables: the recipe, or the file's; a named variant replaces the row and the objective."""
+    values = dict(RECIPE) if config is None and variant is None else {}
+    if config is not None:
+        values = read_config_file(config)
+    if variant is not None:
+        row = published(variant)
+        kept = {key: value for key, value in values.get("slots", {}).items() if key != "overrides"}
+        values |= {"slots": kept | row["slots"], "objective": row["objective"]}
+    if data is not None:
+        values["data"] = {**values.get("data", {}), "source": data}
+    return values

@@ -1,0 +1,1 @@
+"""What we believe about scenes: one generative story per module, and the decoders they need. No optimisation."""

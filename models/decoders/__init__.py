@@ -1,0 +1,6 @@
+"""Decoders: slots -> pictures and masks."""
+
+from psa.models.decoders.broadcast import BroadcastDecoder
+from psa.models.decoders.patch import PatchDecoder
+
+__all__ = ["BroadcastDecoder", "PatchDecoder"]

@@ -1,0 +1,46 @@
+"""The spatial-broadcast decoder (Watters et al. 2019): the slot at every position, then transposed convolutions."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psa.models.decoders.grid import coordinate_grid
+from psa.records import DecodedScene
+
+
+class BroadcastDecoder(nn.Module):
+    """slot broadcast over a coarse grid + positions -> transposed convolutions -> RGB and mask logit per pixel.
+
+    Args:
+        slot_dim: Features of a slot.
+        size: (H, W) of the image; multiples of 2 ** num_upsamplings.
+        hidden_dim: Channels of the convolutions.
+        num_upsamplings: Transposed convolutions of stride 2.
+
+    Raises:
+        ValueError: If the size is not a multiple of 2 ** num_upsamplings.
+    """
+
+    def __init__(self, slot_dim: int, size: tuple[int, int], hidden_dim: int = 32, num_upsamplings: int = 2) -> None:
+        super().__init__()
+        factor = 2**num_upsamplings
+        if size[0] % factor or size[1] % factor:
+            raise ValueError(f"image size must be a multiple of {factor}, got {size[0]} x {size[1]} (set data.size)")
+        self.grid_size = (size[0] // factor, size[1] // factor)
+        self.slot = nn.Linear(slot_dim, hidden_dim)
+        self.position = nn.Linear(4, hidden_dim)
+        layers: list[nn.Module] = []
+        for _ in range(num_upsamplings):
+            layers += [nn.ConvTranspose2d(hidden_dim, hidden_dim, 4, stride=2, padding=1), nn.ReLU()]
+        self.convolutions = nn.Sequential(
+            *layers, nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden_dim, 4, 3, padding=1)
+        )
+
+    def forward(self, slots: Float[Tensor, "batch slots features"]) -> DecodedScene:
+        """Slots (B, K, D) to pictures and masks (H, W)."""
+        rows, columns = self.grid_size
+        grid = coordinate_grid(rows, columns, like=slots)
+        cells = self.slot(slots)[:, :, None] + self.position(torch.cat([grid, -grid], dim=-1))
+        maps = cells.flatten(0, 1).transpose(1, 2).unflatten(2, (rows, columns))
+        out = self.convolutions(maps).unflatten(0, slots.shape[:2])
+        return DecodedScene(rgb=out[:, :, :3], log_masks=torch.log_softmax(out[:, :, 3], dim=1))

@@ -1,0 +1,56 @@
+"""The light spatial-broadcast decoder: one MLP per position of a coarse grid, each position emits a patch."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psa.models.decoders.grid import coordinate_grid
+from psa.records import DecodedScene
+
+
+class PatchDecoder(nn.Module):
+    """slot, position -> MLP -> a patch of RGB and mask logit; masks are a softmax over slots.
+
+    Args:
+        slot_dim: Features of a slot.
+        size: (H, W) of the image; multiples of ``patch``.
+        hidden_dim: Width of the MLP.
+        num_layers: Hidden layers, at least 1.
+        patch: Pixels a side that one position emits.
+
+    Raises:
+        ValueError: If the size is not a multiple of the patch.
+    """
+
+    def __init__(
+        self, slot_dim: int, size: tuple[int, int], hidden_dim: int = 64, num_layers: int = 3, patch: int = 4
+    ) -> None:
+        super().__init__()
+        if size[0] % patch or size[1] % patch:
+            raise ValueError(
+                f"image size must be a multiple of decoder.patch {patch}, got {size[0]} x {size[1]} (set data.size)"
+            )
+        self.size, self.patch = size, patch
+        self.slot = nn.Linear(slot_dim, hidden_dim)
+        self.position = nn.Linear(2, hidden_dim, bias=False)
+        layers: list[nn.Module] = [nn.ReLU()]
+        for _ in range(num_layers - 1):
+            layers += [nn.Linear(hidden_dim, hidden_dim), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, 4 * patch * patch))
+
+    def forward(self, slots: Float[Tensor, "batch slots features"]) -> DecodedScene:
+        """Slots (B, K, D) to pictures and masks (H, W)."""
+        rows, columns = self.size[0] // self.patch, self.size[1] // self.patch
+        grid = coordinate_grid(rows, columns, like=slots)
+        # The first layer is linear in (slot, position): two small products, not one on the concatenation.
+        out = self.mlp(self.slot(slots)[:, :, None] + self.position(grid))
+        out = rearrange(
+            out,
+            "b k (r c) (ch p q) -> b k ch (r p) (c q)",
+            r=rows,
+            c=columns,
+            p=self.patch,
+            q=self.patch,
+        )
+        return DecodedScene(rgb=out[:, :, :3], log_masks=torch.log_softmax(out[:, :, 3], dim=1))

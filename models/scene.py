@@ -1,0 +1,116 @@
+"""The scene program: slots from a prior, an image from the decoded slots (docs/scene.md, model.md section 3)."""
+
+import math
+from contextlib import AbstractContextManager
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from psa.records import DecodedScene
+
+LIKELIHOODS = ("normal", "mixture")
+
+
+class PixelMixture(dist.TorchDistribution):
+    """x_p ~ sum_k mask_kp Normal(rgb_kp, sigma^2 I): one assignment per pixel, shared by the channels.
+
+    Args:
+        scene: Decoded slots, (B, K, C, H, W).
+        sigma: Standard deviation of a channel, > 0, in units of the image's range [0, 1].
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    support = dist.constraints.independent(dist.constraints.real, 3)
+
+    def __init__(self, scene: DecodedScene, sigma: Tensor | float) -> None:
+        self.scene, self.sigma = scene, sigma
+        batch, _, *event = scene.rgb.shape
+        super().__init__(torch.Size((batch,)), torch.Size(event), validate_args=False)
+
+    def log_prob(self, value: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
+        """(B,), in nats."""
+        normal = dist.Normal(self.scene.rgb, self.sigma, validate_args=False)
+        per_slot = normal.log_prob(value[:, None]).sum(2)
+        return (self.scene.log_masks + per_slot).logsumexp(1).sum((-2, -1))
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """Draws (*sample_shape, B, C, H, W)."""
+        sample_shape = torch.Size(sample_shape)
+        masks = self.scene.masks.movedim(1, -1)
+        slot = torch.distributions.Categorical(masks).sample(sample_shape)[..., None, None, :, :]
+        rgb = self.scene.rgb.expand(*sample_shape, *self.scene.rgb.shape)
+        index = slot.expand(*rgb.shape[:-4], 1, *rgb.shape[-3:])
+        mean = rgb.gather(-4, index).squeeze(-4)
+        return mean + self.sigma * torch.randn_like(mean)
+
+
+def objective_scope(kl_weight: float) -> AbstractContextManager:
+    """Weight of the terms log p(s) and log q(s): 1 is the ELBO, 0 the papers' objective without the KL."""
+    if kl_weight == 0.0:
+        return pyro.poutine.mask(mask=False)
+    return pyro.poutine.scale(scale=kl_weight)
+
+
+class SceneModel(nn.Module):
+    """s_1..s_K ~ p(s); x ~ p(x | decode(s_1..s_K)). Until an aggregate prior is built, p(s) is a diagonal Gaussian.
+
+    Args:
+        decoder: Slots (B, K, D) -> DecodedScene.
+        num_slots: K.
+        slot_dim: D.
+        likelihood: ``normal``, Normal(sum_k mask_k rgb_k, sigma^2), or ``mixture``, the pixel mixture.
+        sigma: Fixed standard deviation of a channel, in units of the image's range [0, 1]. It is not learned: on flat
+            8-bit images a learned one has an unbounded density.
+        kl_weight: Weight of the KL; 0 is the papers' objective.
+
+    Raises:
+        ValueError: If the likelihood is unknown or sigma is not positive.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        num_slots: int,
+        slot_dim: int,
+        likelihood: str = "mixture",
+        sigma: float = 0.1,
+        kl_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
+        if not (sigma > 0 and math.isfinite(sigma)):
+            raise ValueError(f"sigma must be positive, got {sigma}")
+        self.decoder, self.num_slots, self.likelihood, self.sigma = decoder, num_slots, likelihood, sigma
+        self.kl_weight = kl_weight
+        self.prior_loc = nn.Parameter(torch.zeros(slot_dim))
+        self.prior_log_scale = nn.Parameter(torch.zeros(slot_dim))
+
+    @property
+    def slot_prior(self) -> TorchDistributionMixin:
+        """p(s), over one slot (D,)."""
+        return dist.Normal(self.prior_loc, self.prior_log_scale.exp()).to_event(1)
+
+    def observation(self, scene: DecodedScene) -> TorchDistributionMixin:
+        """p(x | decoded slots): batch (B,), event (C, H, W)."""
+        if self.likelihood == "mixture":
+            return PixelMixture(scene, self.sigma)
+        return dist.Normal(scene.mean, self.sigma, validate_args=False).to_event(3)
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> DecodedScene:
+        """The Pyro program; sites slot (plates images, slots) and image (plate observations). Images in [0, 1]."""
+        batch = images.shape[0]
+        with (
+            pyro.plate("images", batch, dim=-2),
+            pyro.plate("slots", self.num_slots, dim=-1),
+            objective_scope(self.kl_weight),
+        ):
+            slots = pyro.sample("slot", self.slot_prior)
+        scene = self.decoder(slots)
+        with pyro.plate("observations", batch, dim=-1):
+            pyro.sample("image", self.observation(scene), obs=images)
+        return scene

@@ -1,0 +1,202 @@
+"""A run's configuration: typed, validated, written to config.toml; every key is reachable by ``--set key=value``."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from psa.errors import ConfigError
+from psa.inference.variants import specify
+
+
+class Section(BaseModel):
+    """A table of the configuration: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """``data``: where images come from. Fields left out take the data set's own defaults."""
+
+    source: str = "sprites"
+    size: int | tuple[int, int] | None = None
+    crop: Literal["none", "center"] | None = None
+    seed: int | None = None
+    num_scenes: int | None = Field(default=None, ge=1)
+    min_objects: int | None = None
+    max_objects: int | None = None
+    background: str | None = None
+    min_visible: float | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``psa.data.open_dataset``."""
+        return self.model_dump(exclude={"source"}, exclude_none=True)
+
+
+class EncoderConfig(Section):
+    """``encoder``: the CNN."""
+
+    channels: int = Field(default=32, ge=1)
+    num_layers: int = Field(default=4, ge=1)
+    stride: int = Field(default=2, ge=1)
+    token_dim: int | None = Field(default=None, ge=1, description="features of a token; left out, slots.slot_dim")
+
+
+class SlotsConfig(Section):
+    """``slots``: a member of the family; ``slots.overrides.COLUMN`` reaches every column of its row."""
+
+    variant: str = "psa-proj"
+    num_slots: int = Field(default=5, ge=1)
+    slot_dim: int = Field(default=16, ge=1)
+    num_iterations: int = Field(default=3, ge=1)
+    overrides: dict[str, str | bool | int | float] = Field(default_factory=dict)
+
+
+class DecoderConfig(Section):
+    """``decoder``: patch (an MLP per position) or broadcast (transposed convolutions)."""
+
+    kind: Literal["patch", "broadcast"] = "patch"
+    hidden_dim: int = Field(default=64, ge=1)
+    num_layers: int = Field(default=3, ge=1, description="hidden layers of the patch decoder's MLP")
+    patch: int = Field(default=4, ge=1, description="pixels a side that a position of the patch decoder emits")
+    num_upsamplings: int = Field(default=2, ge=0, description="stride-2 layers of the broadcast decoder")
+
+
+class ObjectiveConfig(Section):
+    """``objective``: the ELBO's parts. kl_weight 0 and sample false is the papers' autoencoding objective."""
+
+    likelihood: Literal["normal", "mixture"] = "normal"
+    sigma: float = Field(default=0.3, gt=0, allow_inf_nan=False)
+    sample: bool = False
+    kl_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class TrainingConfig(Section):
+    """``training``: the optimiser and its schedule (linear warm-up, then a cosine to 0)."""
+
+    steps: int = Field(default=4000, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    warmup_steps: int = Field(default=200, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+    evaluate_every: int = Field(default=250, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    num_held_out: int = Field(default=256, ge=1, description="images of the held-out batch")
+    threads: int = Field(default=2, ge=1)
+    device: str = "cpu"
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    slots: SlotsConfig = SlotsConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    def to_toml(self) -> dict[str, Any]:
+        """Plain values without None, as config.toml holds them."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+# What `psa train` and `psa demo` start from: PSA with learned queries, a read-out that knows its query, a tempered
+# E-step and the whole ELBO (docs/scene.md says what each of them is for).
+RECIPE: Mapping[str, Any] = {
+    "slots": {
+        "variant": "psa",
+        "num_iterations": 8,
+        "overrides": {"initialiser": "queries", "readout": "query-mlp", "power": 0.25, "variance_floor": 0.01},
+    },
+    "decoder": {"kind": "patch", "hidden_dim": 96, "num_layers": 2},
+    "objective": {"sample": True, "kl_weight": 1.0, "sigma": 0.8},
+    "training": {"learning_rate": 2e-3, "steps": 3000},
+}
+
+
+def published(variant: str) -> dict[str, Any]:
+    """A member as its paper trains it: its row of the table, no KL, slots drawn where its read-out is a Normal.
+
+    Raises:
+        ConfigError: If there is no such member.
+    """
+    try:
+        sample = specify(variant).readout == "normal"
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return {"slots": {"variant": variant}, "objective": {"sample": sample, "kl_weight": 0.0}}
+
+
+def parse_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+    """A validated configuration.
+
+    Raises:
+        ConfigError: One line that names the first key at fault, what was expected and what came.
+    """
+    try:
+        config = RunConfig.model_validate(values)
+        specify(config.slots.variant, **config.slots.overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{source}: {key}: no such key; there are {', '.join(_keys(first['loc']))}") from None
+        raise ConfigError(f"{source}: {key}: {first['msg']}, got {first['input']!r}") from None
+    except ValueError as error:
+        raise ConfigError(f"{source}: slots: {error}") from None
+    return config
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys beside the one at a location."""
+    table: Any = RunConfig
+    for part in location[:-1]:
+        table = table.model_fields[str(part)].annotation
+    return list(table.model_fields)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file of a user's.
+
+    Raises:
+        ConfigError: If it cannot be read as TOML.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: expected a TOML file ({error})") from None
+    values.pop("schema", None)
+    return values
+
+
+def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """The tables with each ``dotted.key=value`` set; values read as TOML, or as a string where that fails.
+
+    Raises:
+        ConfigError: If a setting has no ``=``, or runs through a key that is not a table.
+    """
+    result = deepcopy(dict(values))
+    for setting in settings:
+        key, found, text = setting.partition("=")
+        if not found or not key:
+            raise ConfigError(f"--set {setting}: expected key=value, as in --set training.steps=500")
+        table: Any = result
+        *path, last = key.strip().split(".")
+        for part in path:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {setting}: {part} is a value, not a table")
+        table[last] = _value(text.strip())
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

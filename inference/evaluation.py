@@ -1,0 +1,121 @@
+"""What a trained run reaches on a set of images: segmentation, reconstruction, slots, baselines, and its health."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from psa.inference.autoencoder import SlotAutoencoder
+from psa.inference.failures import Health, diagnose
+from psa.inference.images import ImageSet
+from psa.inference.objectives import held_out_objective
+from psa.metrics import (
+    BASELINES,
+    SegmentationSummary,
+    mean_squared_error,
+    num_objects,
+    score_images,
+    slot_count_error,
+    slots_in_use,
+    summarise,
+)
+
+CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one run on one set of images.
+
+    Attributes:
+        segmentation: Scores against true masks, or None without masks.
+        mse: Mean squared error of the reconstruction, image range [0, 1].
+        objective: Minus the training objective, nats per channel of a pixel.
+        slots_in_use: Mean number of slots that own at least 1 % of the pixels.
+        slot_count_error: Mean absolute difference from the number of true segments, background included.
+        health: What can be said without labels.
+        num_images: Images looked at.
+        description: What the objective was: without KL or sampling, the figure is no bound on log p(x).
+    """
+
+    segmentation: SegmentationSummary | None
+    mse: float
+    objective: float
+    slots_in_use: float
+    slot_count_error: float | None
+    health: Health
+    num_images: int
+    description: str
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, the main figure first."""
+        flat: dict[str, object] = asdict(self.segmentation) if self.segmentation is not None else {}
+        rest = {k: v for k, v in asdict(self).items() if k not in ("segmentation", "health") and v is not None}
+        return flat | rest | {"health": asdict(self.health) | {"problems": list(self.health.problems)}}
+
+
+def describe_objective(autoencoder: SlotAutoencoder) -> str:
+    """What a run was trained on, in words."""
+    objective = autoencoder.config.objective
+    if objective.kl_weight == 0:
+        drawn = "slots drawn from q" if objective.sample else "slots a point, not drawn"
+        return f"trained without the KL term ({drawn}): the objective is a conditional likelihood, not evidence"
+    weight = "" if objective.kl_weight == 1 else f", KL weighted by {objective.kl_weight:g}: not a bound"
+    return f"trained on the ELBO with slots drawn from q{weight}; the figure is taken at the read-outs"
+
+
+@torch.no_grad()
+def evaluate(
+    autoencoder: SlotAutoencoder, images: ImageSet, progress: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Score a run on images, in chunks that fit memory.
+
+    Args:
+        autoencoder: Its mode is left as it is; slots are read out at their means.
+        images: With or without masks.
+        progress: Called with the number of images done.
+    """
+    num_slots = autoencoder.model.num_slots
+    labels, errors, reconstructions, objectives, scores = [], [], [], [], []
+    for start in range(0, len(images), CHUNK):
+        batch = images.batch(slice(start, start + CHUNK)).to(autoencoder.model.prior_loc)
+        scene = autoencoder.decode(autoencoder.encode(batch)[1])
+        labels.append(scene.labels.cpu())
+        reconstructions.append(scene.mean.cpu())
+        errors.append(mean_squared_error(scene.mean, batch).cpu())
+        objectives.append(held_out_objective(autoencoder, batch) * len(batch))
+        if images.masks is not None:
+            scores.append(score_images(labels[-1], images.masks[start : start + CHUNK], images.background))
+        if progress is not None:
+            progress(min(start + CHUNK, len(images)))
+    all_labels = torch.cat(labels)
+    used = slots_in_use(all_labels, num_slots)
+    return Evaluation(
+        segmentation=summarise(scores) if scores else None,
+        mse=float(torch.cat(errors).mean()),
+        objective=sum(objectives) / len(images),
+        slots_in_use=float(used.double().mean()),
+        slot_count_error=_count_error(used, images),
+        health=diagnose(all_labels, images.batch(slice(None)), torch.cat(reconstructions), num_slots),
+        num_images=len(images),
+        description=describe_objective(autoencoder),
+    )
+
+
+def _count_error(used: Tensor, images: ImageSet) -> float | None:
+    if images.masks is None:
+        return None
+    has_background = torch.isin(images.masks, torch.tensor(images.background, dtype=torch.int64)).flatten(1).any(1)
+    segments = num_objects(images.masks, images.background) + has_background
+    return float(slot_count_error(used, segments).double().mean())
+
+
+def evaluate_baselines(images: ImageSet, num_slots: int) -> dict[str, SegmentationSummary]:
+    """Segmentations that need no learning, on the same images; empty without masks."""
+    if images.masks is None:
+        return {}
+    return {
+        name: summarise(score_images(segment(images.images, num_slots), images.masks, images.background))
+        for name, segment in BASELINES.items()
+    }

@@ -1,0 +1,62 @@
+"""The amortised guide: the E/M steps on an image's tokens give q(s | x) (docs/scene.md)."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from psa.inference.readouts import NormalReadout
+from psa.inference.slot_inference import SlotInference
+from psa.models.scene import objective_scope
+from psa.records import SlotPosterior
+
+
+class SceneGuide(nn.Module):
+    """q(s_1..s_K | x): encoder -> E/M steps -> read-out.
+
+    A ``normal`` read-out is Normal(mean, var); the others are points, and get Normal(read-out, learned diagonal
+    variance) when a density is needed, that is when ``sample`` is on.
+
+    Args:
+        encoder: Images (B, C, H, W) -> tokens (B, N, F).
+        inference: A member of the family.
+        sample: Draw slots from q; otherwise decode the read-out itself (a point, without density or KL).
+        kl_weight: Weight of the KL, the same as the model's.
+
+    Raises:
+        ValueError: If a KL is asked for without sampling: a point has no density.
+    """
+
+    def __init__(self, encoder: nn.Module, inference: SlotInference, sample: bool, kl_weight: float) -> None:
+        super().__init__()
+        if kl_weight > 0 and not sample:
+            raise ValueError("kl_weight above 0 needs objective.sample = true: a point has no density")
+        self.encoder, self.inference, self.draws, self.kl_weight = encoder, inference, sample, kl_weight
+        self.log_scale: nn.Parameter | None = None
+        if sample and not isinstance(inference.readout, NormalReadout):
+            self.log_scale = nn.Parameter(torch.full((inference.slot_dim,), -2.0))
+
+    def posterior(self, images: Float[Tensor, "batch channels height width"]) -> SlotPosterior:
+        """What the E/M steps find in the images' tokens."""
+        return self.inference(self.encoder(images))
+
+    def slot_distribution(self, posterior: SlotPosterior) -> TorchDistributionMixin:
+        """q(s_bk | x_b): batch (B, K), event (D,); a Delta at the read-out where slots are points."""
+        point = self.inference.slots(posterior)
+        if not self.draws:
+            return dist.Delta(point, event_dim=1)
+        scale = posterior.var.sqrt() if self.log_scale is None else self.log_scale.exp().expand_as(point)
+        return dist.Normal(point, scale).to_event(1)
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> SlotPosterior:
+        """The Pyro guide; site slot."""
+        posterior = self.posterior(images)
+        with (
+            pyro.plate("images", images.shape[0], dim=-2),
+            pyro.plate("slots", posterior.loc.shape[1], dim=-1),
+            objective_scope(self.kl_weight),
+        ):
+            pyro.sample("slot", self.slot_distribution(posterior))
+        return posterior

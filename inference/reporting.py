@@ -1,0 +1,132 @@
+"""A run's page: from a model, its evaluation and its history to the records that ``psa.report`` draws."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import tomli_w
+import torch
+
+import psa
+from psa.inference.autoencoder import SlotAutoencoder
+from psa.inference.evaluation import Evaluation
+from psa.inference.images import ImageSet
+from psa.metrics import SegmentationSummary, foreground_ari
+from psa.report import MetricRow, ReportContent, RunsTable, SceneView, Verdict, decomposition_figure, write_report
+from psa.runs import RunDirectory
+
+CURVES = {
+    "loss": "training loss, nats a dimension",
+    "held_out": "held-out loss, nats a dimension",
+    "mse": "held-out MSE",
+    "foreground_ari": "held-out foreground ARI",
+}
+
+
+def scene_views(autoencoder: SlotAutoencoder, images: ImageSet, count: int = 8) -> list[SceneView]:
+    """The first images of a set, and what the model made of them."""
+    chosen = images.images[:count]
+    posterior, slots, masks = autoencoder.encode(chosen)
+    scene = autoencoder.decode(slots)
+    score = None
+    if images.masks is not None:
+        score = foreground_ari(scene.labels, images.masks[:count], images.background)
+
+    def to_bytes(pictures: torch.Tensor) -> np.ndarray:
+        return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()
+
+    return [
+        SceneView(
+            image=chosen[i].numpy(),
+            reconstruction=to_bytes(scene.mean[i]),
+            true_mask=None if images.masks is None else images.masks[i].numpy(),
+            masks=masks[i].numpy(),
+            slot_rgb=to_bytes(scene.rgb[i]),
+            weights=posterior.weights[i].numpy(),
+            foreground_ari=None if score is None else float(score[i]),
+        )
+        for i in range(len(chosen))
+    ]
+
+
+def metric_rows(evaluation: Evaluation, baselines: Mapping[str, SegmentationSummary]) -> list[MetricRow]:
+    """The metrics table, the figure to quote first, the baselines beside it."""
+    rows = []
+    scores = evaluation.segmentation
+    if scores is not None:
+        error = f" (standard error over images {scores.foreground_ari_stderr:.3f})"
+        rows.append(
+            MetricRow("foreground ARI", scores.foreground_ari, f"images with at least two objects, up to 1{error}")
+        )
+        rows += [
+            MetricRow(f"  baseline: {name}", other.foreground_ari, "the same figure without any learning")
+            for name, other in baselines.items()
+        ]
+        rows += [
+            MetricRow("share of single-object images", scores.share_single_object, "left out above: they score 0 or 1"),
+            MetricRow("foreground ARI, all images", scores.foreground_ari_all, "single-object images score 0 or 1"),
+            MetricRow("ARI", scores.ari, "background included, up to 1"),
+            MetricRow("segmentation covering", scores.msc, "mean over true objects of the best IoU, 0 to 1"),
+        ]
+    rows += [
+        MetricRow("MSE", evaluation.mse, "reconstruction, image range [0, 1]"),
+        MetricRow("held-out objective", evaluation.objective, f"nats a dimension; {evaluation.description}"),
+        MetricRow("slots in use", evaluation.slots_in_use, "mean number of slots that own at least 1 % of the pixels"),
+    ]
+    if evaluation.slot_count_error is not None:
+        rows.append(
+            MetricRow("slot-count error", evaluation.slot_count_error, "against true segments, with background")
+        )
+    health = evaluation.health
+    return [
+        *rows,
+        MetricRow("layout agreement", health.layout_agreement, "ARI between different images; near 1: tiled"),
+        MetricRow("images", evaluation.num_images, "evaluated"),
+    ]
+
+
+def verdicts(evaluation: Evaluation) -> list[Verdict]:
+    """What the run says of itself, without labels."""
+    if evaluation.health.problems:
+        return [Verdict("warning", f"{problem} (docs/failures.md).") for problem in evaluation.health.problems]
+    return [Verdict("ok", "No sign of failure without labels: not collapsed into one slot, and not tiled.")]
+
+
+def write_run_report(
+    run: RunDirectory,
+    autoencoder: SlotAutoencoder,
+    images: ImageSet,
+    evaluation: Evaluation,
+    baselines: Mapping[str, SegmentationSummary],
+    *,
+    title: str,
+    runs: RunsTable | None = None,
+) -> None:
+    """Write report.html and figures/scenes.png of a run."""
+    views = scene_views(autoencoder, images)
+    history: Sequence[dict[str, float]] = run.read_metrics()
+    slots = autoencoder.config.slots
+    curves = {label: [(int(row["step"]), row[key]) for row in history if key in row] for key, label in CURVES.items()}
+    content = ReportContent(
+        title=title,
+        summary=(
+            f"{slots.variant} with {slots.num_slots} slots, {slots.num_iterations} E/M steps an image, "
+            f"{evaluation.description}. Each slot is a component of a Gaussian mixture over the image's tokens; "
+            "its weight is the share of tokens it explains."
+        ),
+        verdicts=verdicts(evaluation),
+        metrics=metric_rows(evaluation, baselines),
+        scenes=views,
+        curves={label: points for label, points in curves.items() if points},
+        runs=runs,
+        config_toml=tomli_w.dumps(autoencoder.config.to_toml()),
+        provenance={
+            "psa": psa.__version__,
+            "torch": torch.__version__,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), {platform.system()}",
+            "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        },
+    )
+    write_report(run.report, content)
+    decomposition_figure(views[:6], run.path / "figures" / "scenes.png")

@@ -1,0 +1,123 @@
+"""A whole run from a configuration: open the data, train, evaluate, write the page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psa.data import SceneDataset, open_dataset
+from psa.errors import ConfigError, DataError, RunError
+from psa.inference.autoencoder import SlotAutoencoder, build_autoencoder
+from psa.inference.config import DataConfig, RunConfig, override, parse_config
+from psa.inference.encoders.cnn import MIN_IMAGE_SIZE
+from psa.inference.evaluation import Evaluation, evaluate, evaluate_baselines
+from psa.inference.images import ImageSet, read_images
+from psa.inference.reporting import write_run_report
+from psa.inference.training import Progress, Trainer, seed_everything
+from psa.metrics import SegmentationSummary
+from psa.report import RunsTable
+from psa.runs import RunDirectory
+
+NUM_TRAINING = 16_000
+# About three quarters of the sprite scenes have two objects or more: 1,400 hold over 1,000 of them.
+NUM_EVALUATED = 1_400
+
+
+def open_split(data: DataConfig, split: str) -> SceneDataset:
+    """A split of the configured data; the generators make as many scenes as training or evaluation needs.
+
+    Raises:
+        DataError: If it cannot be read, or its images are smaller than the encoder allows.
+        ConfigError: If an option does not fit the source.
+    """
+    options = data.options()
+    if data.source == "sprites":
+        wanted = options.get("num_scenes", NUM_TRAINING)
+        options["num_scenes"] = wanted if split == "train" else min(wanted, NUM_EVALUATED)
+    dataset = open_dataset(data.source, split, **options)
+    size = dataset.info.size
+    if dataset.info.kind != "scenes" or size is None:
+        raise DataError(f"{data.source}: expected images, found {dataset.info.kind}")
+    if min(size) < MIN_IMAGE_SIZE:
+        raise DataError(
+            f"{dataset.source(0)}: expected at least {MIN_IMAGE_SIZE} pixels a side, found {size[0]} x {size[1]} "
+            "(data.size=N resizes)"
+        )
+    return dataset
+
+
+def open_trainer(config: RunConfig, run: RunDirectory | None, progress: Progress | None = None) -> Trainer:
+    """A trainer at step 0, its weights drawn from training.seed."""
+    training, held_out = open_split(config.data, "train"), open_split(config.data, "val")
+    open_split(config.data, "test")  # what the end needs is looked for at the start
+    seed_everything(config.training.seed)
+    torch.set_num_threads(config.training.threads)
+    size = training.info.size
+    assert size is not None
+    autoencoder = build_autoencoder(config, size)
+    try:
+        autoencoder.to(config.training.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"training.device: {config.training.device!r} is not to be had here ({error})") from None
+    images, held = read_images(training), read_images(held_out, config.training.num_held_out)
+    return Trainer(autoencoder, images, held, config.training, run, progress)
+
+
+def start_run(values: Mapping[str, Any], path: Path, progress: Progress | None = None) -> Trainer:
+    """A trainer for a new run directory.
+
+    Raises:
+        RunError: If the directory holds a run already.
+    """
+    config = parse_config(values)
+    run = RunDirectory(path)
+    if run.config.exists():
+        raise RunError(f"{path}: holds a run already; --resume goes on with it, another --out starts a new one")
+    trainer = open_trainer(config, run, progress)
+    run.create()
+    run.write_config(config.to_toml())
+    return trainer
+
+
+def resume_run(path: Path, settings: list[str], progress: Progress | None = None) -> Trainer:
+    """A trainer at the last checkpoint of a run directory; settings may lengthen it.
+
+    Raises:
+        RunError: If there is no run or no checkpoint.
+    """
+    run = RunDirectory(path)
+    config = parse_config(override(run.read_config(), settings), str(run.config))
+    trainer = open_trainer(config, run, progress)
+    trainer.resume()
+    run.write_config(config.to_toml())
+    return trainer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An evaluated run."""
+
+    evaluation: Evaluation
+    baselines: Mapping[str, SegmentationSummary]
+
+
+def evaluate_run(
+    autoencoder: SlotAutoencoder, run: RunDirectory, data: DataConfig, split: str, runs: RunsTable | None = None
+) -> Outcome:
+    """Score a run on a split, and write its page and picture."""
+    images: ImageSet = read_images(open_split(data, split))
+    if images.size != tuple(autoencoder.size):
+        (height, width), (rows, columns) = autoencoder.size, images.size
+        raise DataError(f"{data.source}: expected images of {height} x {width} as the run's, got {rows} x {columns}")
+    outcome = Outcome(evaluate(autoencoder, images), evaluate_baselines(images, autoencoder.model.num_slots))
+    title = f"{autoencoder.config.slots.variant} on {data.source} ({split})"
+    write_run_report(run, autoencoder, images, outcome.evaluation, outcome.baselines, title=title, runs=runs)
+    return outcome
+
+
+def summary(outcome: Outcome, run: RunDirectory) -> dict[str, object]:
+    """An outcome as plain values for ``--json``: the main figure first, baselines beside it."""
+    baselines = {name: scores.foreground_ari for name, scores in outcome.baselines.items()}
+    return outcome.evaluation.to_json() | {"baselines": baselines, "report": str(run.report)}

@@ -1,0 +1,129 @@
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerances import assert_close
+from torch import Tensor, nn
+
+from psa.models.decoders import BroadcastDecoder, PatchDecoder
+from psa.models.decoders.grid import coordinate_grid
+
+SLOT_DIM = 6
+
+
+class DecoderContract:
+    """What every masked decoder keeps; a subclass names the decoder, its small settings and a size it refuses."""
+
+    decoder: type[nn.Module]
+    settings: dict[str, Any]
+    refused: tuple[tuple[int, int], str]
+
+    def build(self, size: tuple[int, int] = (8, 16)) -> nn.Module:
+        torch.manual_seed(0)
+        return self.decoder(SLOT_DIM, size, **self.settings).double()
+
+    def slots(self, batch: int = 2, num_slots: int = 3) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return 3 * torch.randn(batch, num_slots, SLOT_DIM, dtype=torch.float64, generator=generator)
+
+    @pytest.mark.parametrize(("batch", "num_slots"), [(1, 1), (1, 4), (3, 1), (2, 5)])
+    def test_pictures_and_masks_have_the_size_asked_for(self, batch, num_slots):
+        scene = self.build()(self.slots(batch, num_slots))
+        assert scene.rgb.shape == (batch, num_slots, 3, 8, 16)
+        assert scene.log_masks.shape == (batch, num_slots, 8, 16)
+        assert scene.mean.shape == (batch, 3, 8, 16)
+        assert scene.labels.shape == (batch, 8, 16)
+
+    def test_masks_sum_to_one_over_slots(self):
+        masks = self.build()(self.slots()).masks
+        assert bool((masks >= 0).all())
+        assert_close(masks.sum(1), torch.ones(2, 8, 16))
+
+    def test_one_slot_owns_every_pixel(self):
+        scene = self.build()(self.slots(2, 1))
+        assert_close(scene.masks, torch.ones(2, 1, 8, 16))
+        assert_close(scene.mean, scene.rgb[:, 0])
+
+    def test_permuting_slots_permutes_pictures_and_masks_and_leaves_the_image(self):
+        decoder, slots = self.build(), self.slots(2, 4)
+        order = torch.tensor([2, 0, 3, 1])
+        scene, permuted = decoder(slots), decoder(slots[:, order])
+        assert_close(permuted.rgb, scene.rgb[:, order])
+        assert_close(permuted.log_masks, scene.log_masks[:, order])
+        assert_close(permuted.mean, scene.mean)
+
+    def test_images_of_a_batch_do_not_meet(self):
+        decoder, slots = self.build(), self.slots(3)
+        assert_close(decoder(slots[1:2]).mean[0], decoder(slots).mean[1])
+
+    def test_the_picture_of_a_slot_does_not_depend_on_the_others(self):
+        decoder, slots = self.build(), self.slots()
+        changed = slots.clone()
+        changed[:, 1:] += 1
+        assert_close(decoder(changed).rgb[:, 0], decoder(slots).rgb[:, 0])
+
+    def test_places_differ(self):
+        """Without positions every patch would be the same."""
+        rgb = self.build()(self.slots()).rgb
+        assert float((rgb[..., :4, :4] - rgb[..., 4:, 12:]).detach().abs().max()) > 1e-3
+
+    def test_gradients_reach_the_slots_and_every_parameter(self):
+        decoder, slots = self.build(), self.slots().requires_grad_()
+        decoder(slots).mean.square().sum().backward()
+        assert slots.grad is not None
+        assert bool((slots.grad.abs().sum(-1) > 0).all())
+        assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in decoder.parameters())
+
+    def test_a_size_that_does_not_divide_is_refused(self):
+        size, message = self.refused
+        with pytest.raises(ValueError, match=message):
+            self.build(size)
+        with pytest.raises(ValueError, match=message.replace("10 x 16", "16 x 10")):
+            self.build((size[1], size[0]))
+
+
+class TestPatchDecoder(DecoderContract):
+    decoder = PatchDecoder
+    settings = {"hidden_dim": 7, "num_layers": 2, "patch": 4}  # noqa: RUF012
+    refused = ((10, 16), "image size must be a multiple of decoder.patch 4, got 10 x 16")
+
+    def test_a_patch_is_laid_out_as_its_position_in_the_image(self):
+        """The output of the position (r, c) is the square of rows 4r..4r+3 and columns 4c..4c+3, in row-major order."""
+        decoder = self.build()
+        last = decoder.mlp[-1]
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.copy_(torch.arange(4 * 16, dtype=torch.float64))
+        rgb = decoder(self.slots()).rgb
+        tile = torch.arange(16, dtype=torch.float64).reshape(4, 4).repeat(2, 4)
+        for channel in range(3):
+            assert_close(rgb[0, 0, channel], 16 * channel + tile)
+
+
+class TestBroadcastDecoder(DecoderContract):
+    decoder = BroadcastDecoder
+    settings = {"hidden_dim": 7, "num_upsamplings": 2}  # noqa: RUF012
+    refused = ((10, 16), "image size must be a multiple of 4, got 10 x 16")
+
+    def test_without_upsampling_any_size_is_decoded(self):
+        decoder = BroadcastDecoder(SLOT_DIM, (5, 7), hidden_dim=4, num_upsamplings=0).double()
+        assert decoder(self.slots()).mean.shape == (2, 3, 5, 7)
+
+
+@given(height=st.integers(2, 9), width=st.integers(2, 9))
+def test_the_grid_runs_row_major_from_corner_to_corner(height, width):
+    grid = coordinate_grid(height, width, like=torch.zeros(1, dtype=torch.float64)).reshape(height, width, 2)
+    for row in range(height):
+        for column in range(width):
+            expected = [2 * row / (height - 1) - 1, 2 * column / (width - 1) - 1]
+            assert_close(grid[row, column], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_grid_of_one_cell_is_finite_and_follows_its_pattern():
+    like = torch.zeros(1, dtype=torch.float64)
+    grid = coordinate_grid(1, 1, like=like)
+    assert grid.shape == (1, 2)
+    assert grid.dtype == like.dtype
+    assert bool(grid.isfinite().all())

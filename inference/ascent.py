@@ -21,7 +21,7 @@ class Tokens:
         features: (B, terms, N), T(v_n) (:func:`psa.conjugate.token_features`).
         weights: (B, N), or None where all are 1.
         num_tokens: (B,), sum of the weights.
-        prior: (B, 1) components' prior about the tokens' mean.
+        prior: (B, 1) components' prior about the tokens' mean; of slots with types, those, (B, G).
     """
 
     features: Float[Tensor, "batch terms tokens"]

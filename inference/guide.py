@@ -42,13 +42,17 @@ class SceneGuide(nn.Module):
         """What the E/M steps find in the images' tokens."""
         return self.inference(self.encoder(images))
 
-    def slot_distribution(self, posterior: SlotPosterior) -> TorchDistributionMixin:
-        """q(s_bk | x_b): batch (B, K), event (D,); a Delta at the read-out where slots are points."""
+    def slot_moments(self, posterior: SlotPosterior) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(s_bk | x_b), (B, K, D) each; 0 where slots are points."""
         point = self.inference.slots(posterior)
         if not self.draws:
-            return dist.Delta(point, event_dim=1)
-        scale = posterior.var.sqrt() if self.log_scale is None else self.log_scale.exp().expand_as(point)
-        return dist.Normal(point, scale).to_event(1)
+            return point, torch.zeros_like(point)
+        return point, posterior.var.sqrt() if self.log_scale is None else self.log_scale.exp().expand_as(point)
+
+    def slot_distribution(self, posterior: SlotPosterior) -> TorchDistributionMixin:
+        """q(s_bk | x_b): batch (B, K), event (D,); a Delta at the read-out where slots are points."""
+        loc, scale = self.slot_moments(posterior)
+        return dist.Normal(loc, scale).to_event(1) if self.draws else dist.Delta(loc, event_dim=1)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> SlotPosterior:
         """The Pyro guide; site slot."""

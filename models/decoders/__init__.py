@@ -1,6 +1,7 @@
 """Decoders: slots -> pictures and masks."""
 
 from psa.models.decoders.broadcast import BroadcastDecoder
+from psa.models.decoders.masked import MaskedDecoder
 from psa.models.decoders.patch import PatchDecoder
 
-__all__ = ["BroadcastDecoder", "PatchDecoder"]
+__all__ = ["BroadcastDecoder", "MaskedDecoder", "PatchDecoder"]

@@ -5,10 +5,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psa.models.decoders.grid import coordinate_grid
-from psa.records import DecodedScene
+from psa.models.decoders.masked import MaskedDecoder
 
 
-class BroadcastDecoder(nn.Module):
+class BroadcastDecoder(MaskedDecoder):
     """slot broadcast over a coarse grid + positions -> transposed convolutions -> RGB and mask logit per pixel.
 
     Args:
@@ -36,11 +36,8 @@ class BroadcastDecoder(nn.Module):
             *layers, nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden_dim, 4, 3, padding=1)
         )
 
-    def forward(self, slots: Float[Tensor, "batch slots features"]) -> DecodedScene:
-        """Slots (B, K, D) to pictures and masks (H, W)."""
-        rows, columns = self.grid_size
-        grid = coordinate_grid(rows, columns, like=slots)
-        cells = self.slot(slots)[:, :, None] + self.position(torch.cat([grid, -grid], dim=-1))
-        maps = cells.flatten(0, 1).transpose(1, 2).unflatten(2, (rows, columns))
-        out = self.convolutions(maps).unflatten(0, slots.shape[:2])
-        return DecodedScene(rgb=out[:, :, :3], log_masks=torch.log_softmax(out[:, :, 3], dim=1))
+    def paint(self, slots: Float[Tensor, "slots features"]) -> Float[Tensor, "slots 4 height width"]:
+        """RGB and mask logit of slots (S, D)."""
+        grid = coordinate_grid(*self.grid_size, like=slots)
+        cells = self.slot(slots)[:, None] + self.position(torch.cat([grid, -grid], dim=-1))
+        return self.convolutions(cells.transpose(1, 2).unflatten(2, self.grid_size))

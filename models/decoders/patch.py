@@ -1,15 +1,14 @@
 """The light spatial-broadcast decoder: one MLP per position of a coarse grid, each position emits a patch."""
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from psa.models.decoders.grid import coordinate_grid
-from psa.records import DecodedScene
+from psa.models.decoders.masked import MaskedDecoder
 
 
-class PatchDecoder(nn.Module):
+class PatchDecoder(MaskedDecoder):
     """slot, position -> MLP -> a patch of RGB and mask logit; masks are a softmax over slots.
 
     Args:
@@ -39,18 +38,10 @@ class PatchDecoder(nn.Module):
             layers += [nn.Linear(hidden_dim, hidden_dim), nn.ReLU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, 4 * patch * patch))
 
-    def forward(self, slots: Float[Tensor, "batch slots features"]) -> DecodedScene:
-        """Slots (B, K, D) to pictures and masks (H, W)."""
+    def paint(self, slots: Float[Tensor, "slots features"]) -> Float[Tensor, "slots 4 height width"]:
+        """RGB and mask logit of slots (S, D)."""
         rows, columns = self.size[0] // self.patch, self.size[1] // self.patch
         grid = coordinate_grid(rows, columns, like=slots)
         # The first layer is linear in (slot, position): two small products, not one on the concatenation.
-        out = self.mlp(self.slot(slots)[:, :, None] + self.position(grid))
-        out = rearrange(
-            out,
-            "b k (r c) (ch p q) -> b k ch (r p) (c q)",
-            r=rows,
-            c=columns,
-            p=self.patch,
-            q=self.patch,
-        )
-        return DecodedScene(rgb=out[:, :, :3], log_masks=torch.log_softmax(out[:, :, 3], dim=1))
+        out = self.mlp(self.slot(slots)[:, None] + self.position(grid))
+        return rearrange(out, "s (r c) (ch p q) -> s ch (r p) (c q)", r=rows, c=columns, p=self.patch, q=self.patch)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import typer
 
 from psa.cli.bench import bench
+from psa.cli.check import check
 from psa.cli.common import print_json, progress_console
+from psa.cli.compare import compare
 from psa.cli.demo import demo
 from psa.cli.encode import encode
 from psa.cli.evaluate import evaluate
@@ -22,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, evaluate, encode, slots, bench):
+for command in (demo, train, evaluate, encode, slots, compare, check, bench):
     app.command()(command)
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

@@ -23,7 +23,7 @@ from psa.runs import RunDirectory, load_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = tiny.options(tiny.SETTINGS)
-COMMANDS = ("demo", "train", "evaluate", "encode", "slots", "bench")
+COMMANDS = ("demo", "train", "evaluate", "encode", "slots", "compare", "check", "bench")
 FIGURES = ("mse", "objective", "slots_in_use", "health", "baselines", "report")
 
 

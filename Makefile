@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/psa demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: lint types
 

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psa.experiments.local_bayes import variational_sample
 from psa.inference.draws import MixtureDraws
 from psa.inference.enumeration import enumerate_posterior
 from psa.inference.fits import LocalMixtureFit
 from psa.inference.gibbs import pose, prior_draws
 from psa.inference.nuts import sample_posterior
+from psa.inference.replicates import fit_sample
 from psa.inference.variational import fit_local_mixture
 from psa.models.local_mixture import LocalMixturePrior
 
@@ -82,7 +82,7 @@ def variational_draws(tokens: Tensor, generator: torch.Generator) -> MixtureDraw
     """Draws from q: no claim, its intervals are too narrow."""
     fit = fit_local_mixture(tokens, PRIOR, NUM_SLOTS, num_iterations=500, num_restarts=10, generator=generator)
     assert isinstance(fit, LocalMixtureFit)
-    return variational_sample(fit, NUM_RANKS, generator)
+    return fit_sample(fit, NUM_RANKS, generator)
 
 
 SAMPLERS: dict[str, Sampler] = {"exact": exact_draws, "nuts": nuts_draws, "variational": variational_draws}

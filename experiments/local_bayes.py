@@ -2,18 +2,17 @@
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psa.inference.draws import MixtureDraws
 from psa.inference.enumeration import enumerate_posterior
 from psa.inference.evidence import EvidenceWarning, log_evidence, symmetrised_bound
 from psa.inference.fits import LocalMixtureFit
-from psa.inference.gibbs import draw_parameters
 from psa.inference.relabelling import relabel
+from psa.inference.replicates import fit_sample
 from psa.inference.variational import fit_local_mixture
 from psa.models.local_mixture import LocalMixturePrior
 
@@ -162,28 +161,13 @@ class Narrowness:
     loc_shift: float
 
 
-def variational_sample(fit: LocalMixtureFit, num_draws: int, generator: torch.Generator) -> MixtureDraws:
-    """Independent draws from q(pi, mu, lambda), as one chain."""
-    components = fit.components
-    facing = replace(
-        components,
-        loc=components.loc[:, None],
-        strength=components.strength[:, None],
-        shape=components.shape[:, None],
-        rate=components.rate[:, None],
-    )
-    concentration = fit.concentration[:, None].expand(-1, num_draws, -1).contiguous()
-    theta = draw_parameters(concentration, facing, generator)
-    return MixtureDraws(theta.log_weights[:, None], theta.loc[:, None], theta.precision[:, None])
-
-
 def narrowness(separation: float, num_tokens: int = 16, num_draws: int = 4000, seed: int = 0) -> Narrowness:
     """How much too narrow the mean field is, averaged over the two slots."""
     tokens = two_groups(num_tokens, 1, separation, seed)
     prior = LocalMixturePrior(1.0, 0.0, 0.05, 2.0, 2.0)
     fit, exact = _fit(tokens, prior, 2), enumerate_posterior(tokens[0], prior, 2)
     generator = torch.Generator().manual_seed(seed)
-    draws = [exact.draws(num_draws, generator), variational_sample(fit, num_draws, generator)]
+    draws = [exact.draws(num_draws, generator), fit_sample(fit, num_draws, generator)]
     true, q = (relabel(sample, tokens, fit.responsibilities)[0] for sample in draws)
     free = [sample.label_free(tokens) for sample in (true, q)]
     ratio = {name: float(free[1][name].std() / free[0][name].std()) for name in free[0]}

@@ -114,7 +114,7 @@ class Bin:
 
 def reliability(probability: Float[Tensor, "sets counts"], truth: Int[Tensor, " sets"]) -> list[Bin]:
     """Bins of all (set, K) by p(K | v)."""
-    hit = torch.nn.functional.one_hot(truth - 1, probability.shape[1]).bool()
+    hit = truth[:, None] == torch.arange(1, probability.shape[1] + 1)
     bins = []
     for low, high in pairwise(EDGES):
         inside = (probability >= low) & ((probability < high) | (high == 1.0))
@@ -134,12 +134,14 @@ class Calibration:
         annealed: Bins of the annealed posterior.
         variational: Bins of the variational estimate's, of which nothing is claimed.
         largest_error: Largest standard error of an annealed log evidence.
-        failed: Annealed estimates that failed their diagnostic.
+        again: Sets of which an estimate failed its diagnostic, and that were run with eight times the particles.
+        failed: Estimates that failed then too.
     """
 
     annealed: list[Bin]
     variational: list[Bin]
     largest_error: float
+    again: int
     failed: int
 
 
@@ -169,10 +171,18 @@ def calibration(num_sets: int = 300, num_tokens: int = 30, max_slots: int = 4, s
     annealed = compare_slot_counts(
         tokens, CALIBRATION_PRIOR, max_slots, "annealed", num_samples=2048, generator=generator
     )
+    probability, error, failed = annealed.posterior.clone(), annealed.standard_error.clone(), annealed.failed.clone()
+    again = annealed.failed.any(1)
+    if again.any():
+        more = compare_slot_counts(
+            tokens[again], CALIBRATION_PRIOR, max_slots, "annealed", num_samples=16_384, generator=generator
+        )
+        probability[again], error[again], failed[again] = more.posterior, more.standard_error, more.failed
     estimate = torch.stack([fit.log_evidence_estimate for fit in annealed.fits], dim=1)
     return Calibration(
-        reliability(annealed.posterior, counts),
+        reliability(probability, counts),
         reliability(estimate.softmax(-1), counts),
-        float(annealed.standard_error.max()),
-        int(annealed.failed.sum()),
+        float(error.max()),
+        int(again.sum()),
+        int(failed.sum()),
     )

@@ -3,19 +3,23 @@
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from psa.data import as_float
 from psa.errors import ConfigError, RunError
-from psa.inference.config import RunConfig, parse_config
+from psa.inference.config import DecoderConfig, RunConfig, parse_config
 from psa.inference.encoders.cnn import MIN_IMAGE_SIZE, CnnEncoder
 from psa.inference.guide import SceneGuide
+from psa.inference.relevance import RULES, Relevance
 from psa.inference.variants import build
 from psa.models.decoders import BroadcastDecoder, PatchDecoder
 from psa.models.scene import SceneModel
+from psa.models.scene_prior import NO_COMPONENT, ScenePrior, SlotDraw
 from psa.records import DecodedScene, SlotPosterior
 from psa.runs import RunDirectory, load_tensors
+
+SCHEMES = ("scene", "independent")
 
 
 class SlotAutoencoder(nn.Module):
@@ -26,11 +30,28 @@ class SlotAutoencoder(nn.Module):
         guide: The amortised guide.
         config: What they were built from.
         size: (H, W) of the images.
+
+    Attributes:
+        scene_prior: What scenes are drawn from, if it was built (:meth:`use_prior`).
     """
 
     def __init__(self, model: SceneModel, guide: SceneGuide, config: RunConfig, size: tuple[int, int]) -> None:
         super().__init__()
         self.model, self.guide, self.config, self.size = model, guide, config, size
+        self.scene_prior: ScenePrior | None = None
+
+    def use_prior(self, prior: ScenePrior) -> None:
+        """Make a prior the run's: its aggregate mixture is p(s) from now on.
+
+        Raises:
+            ValueError: If it is of another number of slots or of features.
+        """
+        expected = (self.model.num_slots, len(self.model.prior_loc))
+        found = (prior.num_slots, prior.aggregate.loc.shape[1])
+        if found != expected:
+            raise ValueError(f"prior must be of {expected[0]} slots of {expected[1]} features, got {found}")
+        self.scene_prior = prior.to(self.model.prior_loc)
+        self.model.aggregate = self.scene_prior.aggregate
 
     def prepare(self, images: Tensor) -> Float[Tensor, "batch channels height width"]:
         """Images as the encoder takes them: (B, H, W, 3) uint8, or (B, 3, H, W) float in [0, 1] (kept as it is).
@@ -53,26 +74,63 @@ class SlotAutoencoder(nn.Module):
     def encode(self, images: Tensor) -> tuple[SlotPosterior, Tensor, Tensor]:
         """The posterior, the slots (B, K, D) that are decoded (read-outs, no draw), and the masks (B, K, H, W).
 
+        Slots that the run's rule drops are not decoded; their masks are 0.
+
         Args:
             images: (B, H, W, 3) uint8, or (B, 3, H, W) float in [0, 1].
         """
         posterior = self.guide.posterior(self.prepare(images))
         slots = self.guide.inference.slots(posterior)
-        return posterior, slots, self.decode(slots).masks
+        return posterior, slots, self.decode(slots, self.guide.active(posterior)).masks
 
     @torch.no_grad()
-    def decode(self, slots: Float[Tensor, "batch slots features"]) -> DecodedScene:
-        """Pictures and masks of slots (B, K, D)."""
-        return self.model.decoder(slots)
+    def decode(
+        self, slots: Float[Tensor, "batch slots features"], active: Bool[Tensor, "batch slots"] | None = None
+    ) -> DecodedScene:
+        """Pictures and masks of slots (B, K, D).
 
-    @torch.no_grad()
-    def sample(self, n: int) -> tuple[Float[Tensor, "batch channels height width"], Tensor]:
-        """n new scenes (n, 3, H, W) and their slots (n, K, D), each slot drawn from p(s).
-
-        p(s) is one diagonal Gaussian until an aggregate prior is built: independent slots from a single mode.
+        Args:
+            slots: Any slots.
+            active: (B, K), those to decode, at least one an image; all by default. ``guide.active(posterior)`` is the
+                run's own rule.
         """
+        return self.model.decoder(slots) if active is None else self.model.decoder(slots, active)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, scheme: str = "independent", temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch slots features"]]:
+        """n new scenes (n, 3, H, W), the mean pictures of slots drawn from the prior, and these slots (n, K, D).
+
+        Args:
+            n: Scenes.
+            scheme: ``independent``, every slot from p(s) (the paper's), which is one diagonal Gaussian until an
+                aggregate prior is built; or ``scene``, a background and a number of objects
+                (:meth:`psa.models.scene_prior.ScenePrior.draw_scenes`).
+            temperature: Factor of the aggregate's covariances, >= 0.
+            generator: Source of random numbers, on the model's device; the global one where None.
+
+        Raises:
+            ValueError: If the scheme is unknown, or needs a prior that the run does not have.
+        """
+        draw = self.draw(n, scheme, temperature, generator)
+        return self.decode(draw.slots, draw.active).mean.clamp(0.0, 1.0), draw.slots
+
+    @torch.no_grad()
+    def draw(
+        self, n: int, scheme: str = "scene", temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> SlotDraw:
+        """The slots of n new scenes, and the component each came from. Arguments are those of :meth:`sample`."""
+        if scheme not in SCHEMES:
+            raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+        if self.scene_prior is not None:
+            prior = self.scene_prior
+            return (prior.draw_scenes if scheme == "scene" else prior.draw_independent)(n, generator, temperature)
+        if scheme == "scene" or temperature != 1.0 or generator is not None:
+            raise ValueError(f"scheme {scheme!r} needs the run's aggregate prior (psa sample builds it)")
         slots = self.model.slot_prior.sample(torch.Size((n, self.model.num_slots)))
-        return self.decode(slots).mean.clamp(0.0, 1.0), slots
+        active = torch.ones(slots.shape[:2], dtype=torch.bool, device=slots.device)
+        return SlotDraw(slots, active, torch.full(active.shape, NO_COMPONENT, device=slots.device))
 
 
 def build_autoencoder(config: RunConfig, size: tuple[int, int]) -> SlotAutoencoder:
@@ -99,18 +157,37 @@ def build_autoencoder(config: RunConfig, size: tuple[int, int]) -> SlotAutoencod
             **slots.overrides,
         )
         encoder = CnnEncoder(**config.encoder.model_dump(exclude={"token_dim"}), token_dim=token_dim)
-        guide = SceneGuide(encoder, inference, objective.sample, objective.kl_weight)
         painter: nn.Module
         if decoder.kind == "patch":
             painter = PatchDecoder(slots.slot_dim, size, decoder.hidden_dim, decoder.num_layers, decoder.patch)
         else:
             painter = BroadcastDecoder(slots.slot_dim, size, decoder.hidden_dim, decoder.num_upsamplings)
         model = SceneModel(
-            painter, slots.num_slots, slots.slot_dim, objective.likelihood, objective.sigma, objective.kl_weight
+            painter,
+            slots.num_slots,
+            slots.slot_dim,
+            objective.likelihood,
+            objective.sigma,
+            objective.kl_weight,
+            drops_slots=decoder.relevance != "none",
         )
+        guide = SceneGuide(encoder, inference, objective.sample, objective.kl_weight, _relevance(decoder, model))
+        if objective.prior == "aggregate":
+            if objective.kl_weight == 0:
+                raise ValueError(
+                    "objective.prior = aggregate: expected kl_weight above 0, else no prior is in the loop"
+                )
+            model.refresh_in_training(objective.prior_components)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return SlotAutoencoder(model, guide, config, size)
+
+
+def _relevance(decoder: DecoderConfig, model: SceneModel) -> Relevance | None:
+    if decoder.relevance == "none":
+        return None
+    threshold = RULES[decoder.relevance] if decoder.relevance_threshold is None else decoder.relevance_threshold
+    return Relevance(decoder.relevance, threshold, model, decoder.relevance_start)
 
 
 def load_run(path: Path) -> SlotAutoencoder:
@@ -130,4 +207,16 @@ def load_run(path: Path) -> SlotAutoencoder:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise RunError(f"{run.checkpoint}: expected the weights of {run.config} ({reason})") from None
+    if run.prior.exists():
+        _use_saved_prior(model, run, notes.get("step"))
     return model.eval()
+
+
+def _use_saved_prior(model: SlotAutoencoder, run: RunDirectory, step: int | None) -> None:
+    """Give a run the prior in its directory, unless training went on since it was made."""
+    prior, of_step = ScenePrior.load(run.prior)
+    if of_step == step:
+        try:
+            model.use_prior(prior)
+        except ValueError as error:
+            raise RunError(f"{run.prior}: expected the prior of {run.config} ({error})") from None

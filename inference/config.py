@@ -63,6 +63,13 @@ class DecoderConfig(Section):
     num_layers: int = Field(default=3, ge=1, description="hidden layers of the patch decoder's MLP")
     patch: int = Field(default=4, ge=1, description="pixels a side that a position of the patch decoder emits")
     num_upsamplings: int = Field(default=2, ge=0, description="stride-2 layers of the broadcast decoder")
+    relevance: Literal["none", "weights", "occupancy", "information"] = Field(
+        default="none", description="the rule for slots that are not decoded"
+    )
+    relevance_threshold: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="in the rule's unit; left out, the rule's own default"
+    )
+    relevance_start: float = Field(default=0.25, ge=0, le=1, description="share of training that decodes all slots")
 
 
 class ObjectiveConfig(Section):
@@ -72,6 +79,12 @@ class ObjectiveConfig(Section):
     sigma: float = Field(default=0.3, gt=0, allow_inf_nan=False)
     sample: bool = False
     kl_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    prior: Literal["gaussian", "aggregate"] = Field(
+        default="gaussian", description="p(s) in training; aggregate: the Gaussian until the first refresh"
+    )
+    prior_components: int = Field(default=64, ge=1, description="of the aggregate prior in training")
+    prior_refresh: int = Field(default=500, ge=1, description="steps between two refreshes")
+    prior_images: int = Field(default=4096, ge=1, description="training images, the first ones, that a refresh reads")
 
 
 class TrainingConfig(Section):

@@ -36,13 +36,13 @@ def count_frequencies(
     """
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, got {num_draws}")
-    images = autoencoder.prepare(images)
-    posterior = autoencoder.guide.posterior(images)
-    loc, scale = autoencoder.guide.slot_moments(posterior)
+    guide = autoencoder.guide
+    posterior = guide.inference(guide.encoder(autoencoder.prepare(images)), generator=generator)
+    (loc, scale), active = guide.slot_moments(posterior), guide.active(posterior)
     counts = []
     for _ in range(num_draws):
         noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
-        counts.append(find_roles(autoencoder.decode(loc + scale * noise)).num_objects)
+        counts.append(find_roles(autoencoder.decode(loc + scale * noise, active)).num_objects)
     frequencies = torch.nn.functional.one_hot(torch.stack(counts), loc.shape[1] + 1).double().mean(0)
     return frequencies.to(loc)
 
@@ -88,5 +88,6 @@ def count_objects(
 
 
 def log_score(probabilities: Float[Tensor, "images counts"], counts: Int64[Tensor, " images"]) -> Tensor:
-    """log p(true count), (M,), in nats; higher is better, 0 is perfect."""
-    return probabilities.gather(1, counts[:, None])[:, 0].log()
+    """log p(true count), (M,), in nats; higher is better, 0 is perfect, minus infinity for more objects than slots."""
+    possible = counts < probabilities.shape[1]
+    return (probabilities.gather(1, (counts * possible)[:, None])[:, 0] * possible).log()

@@ -37,6 +37,7 @@ class Evaluation:
         health: What can be said without labels.
         num_images: Images looked at.
         description: What the objective was: without KL or sampling, the figure is no bound on log p(x).
+        share_not_decoded: Of the slots, in [0, 1); None where no rule drops any.
     """
 
     segmentation: SegmentationSummary | None
@@ -47,6 +48,7 @@ class Evaluation:
     health: Health
     num_images: int
     description: str
+    share_not_decoded: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain values, the main figure first."""
@@ -57,12 +59,14 @@ class Evaluation:
 
 def describe_objective(autoencoder: SlotAutoencoder) -> str:
     """What a run was trained on, in words."""
-    objective = autoencoder.config.objective
+    objective, relevance = autoencoder.config.objective, autoencoder.guide.relevance
+    dropped = "" if relevance is None else f"; slots that {relevance.rule} calls empty are not decoded"
     if objective.kl_weight == 0:
         drawn = "slots drawn from q" if objective.sample else "slots a point, not drawn"
-        return f"trained without the KL term ({drawn}): the objective is a conditional likelihood, not evidence"
+        words = f"trained without the KL term ({drawn}): the objective is a conditional likelihood, not evidence"
+        return words + dropped
     weight = "" if objective.kl_weight == 1 else f", KL weighted by {objective.kl_weight:g}: not a bound"
-    return f"trained on the ELBO with slots drawn from q{weight}; the figure is taken at the read-outs"
+    return f"trained on the ELBO with slots drawn from q{weight}; the figure is taken at the read-outs{dropped}"
 
 
 @torch.no_grad()
@@ -77,10 +81,14 @@ def evaluate(
         progress: Called with the number of images done.
     """
     num_slots = autoencoder.model.num_slots
-    labels, errors, reconstructions, objectives, scores = [], [], [], [], []
+    labels, errors, reconstructions, objectives, scores, decoded = [], [], [], [], [], []
     for start in range(0, len(images), CHUNK):
         batch = images.batch(slice(start, start + CHUNK)).to(autoencoder.model.prior_loc)
-        scene = autoencoder.decode(autoencoder.encode(batch)[1])
+        posterior, slots, _ = autoencoder.encode(batch)
+        active = autoencoder.guide.active(posterior)
+        scene = autoencoder.decode(slots, active)
+        if active is not None:
+            decoded.append(active.cpu())
         labels.append(scene.labels.cpu())
         reconstructions.append(scene.mean.cpu())
         errors.append(mean_squared_error(scene.mean, batch).cpu())
@@ -100,6 +108,7 @@ def evaluate(
         health=diagnose(all_labels, images.batch(slice(None)), torch.cat(reconstructions), num_slots),
         num_images=len(images),
         description=describe_objective(autoencoder),
+        share_not_decoded=1.0 - float(torch.cat(decoded).double().mean()) if decoded else None,
     )
 
 

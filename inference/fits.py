@@ -145,6 +145,7 @@ class LocalMixtureFit:
         """
 
         def guide(tokens: Tensor, *_: object, **__: object) -> None:
+            """q of the images that were fitted; tokens give the plates their sizes, the other arguments nothing."""
             with pyro.plate("images", len(tokens), dim=-2):
                 pyro.sample("weights", dist.Dirichlet(self.concentration[:, None]))
                 with pyro.plate("slots", self.loc.shape[1], dim=-1):

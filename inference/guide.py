@@ -3,12 +3,14 @@
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from psa.inference.readouts import NormalReadout
+from psa.inference.relevance import Relevance
 from psa.inference.slot_inference import SlotInference
+from psa.models.active_slots import only
 from psa.models.scene import objective_scope
 from psa.records import SlotPosterior
 
@@ -24,16 +26,25 @@ class SceneGuide(nn.Module):
         inference: A member of the family.
         sample: Draw slots from q; otherwise decode the read-out itself (a point, without density or KL).
         kl_weight: Weight of the KL, the same as the model's.
+        relevance: The rule that says which slots are decoded; None decodes all.
 
     Raises:
         ValueError: If a KL is asked for without sampling: a point has no density.
     """
 
-    def __init__(self, encoder: nn.Module, inference: SlotInference, sample: bool, kl_weight: float) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        inference: SlotInference,
+        sample: bool,
+        kl_weight: float,
+        relevance: Relevance | None = None,
+    ) -> None:
         super().__init__()
         if kl_weight > 0 and not sample:
             raise ValueError("kl_weight above 0 needs objective.sample = true: a point has no density")
         self.encoder, self.inference, self.draws, self.kl_weight = encoder, inference, sample, kl_weight
+        self.relevance, self.progress = relevance, 1.0
         self.log_scale: nn.Parameter | None = None
         if sample and not isinstance(inference.readout, NormalReadout):
             self.log_scale = nn.Parameter(torch.full((inference.slot_dim,), -2.0))
@@ -54,13 +65,35 @@ class SceneGuide(nn.Module):
         loc, scale = self.slot_moments(posterior)
         return dist.Normal(loc, scale).to_event(1) if self.draws else dist.Delta(loc, event_dim=1)
 
+    def anneal(self, progress: float) -> None:
+        """Tell the guide which share of training is done, in [0, 1]: ends the noise on queries and starts the rule."""
+        self.inference.anneal(progress)
+        self.progress = progress
+
+    def active(self, posterior: SlotPosterior) -> Bool[Tensor, "batch slots"] | None:
+        """The slots to decode, (B, K), at least one an image; None without a rule. No gradient flows through them.
+
+        In training, all of them until the rule starts.
+        """
+        if self.relevance is None:
+            return None
+        if self.training and self.progress < self.relevance.start:
+            return torch.ones_like(posterior.weights, dtype=torch.bool)
+        with torch.no_grad():
+            return self.relevance.active(posterior, self.slot_moments(posterior))
+
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> SlotPosterior:
-        """The Pyro guide; site slot."""
+        """The Pyro guide; site slot, and before it active where slots are dropped."""
         posterior = self.posterior(images)
+        active = self.active(posterior)
+        if active is not None:
+            with pyro.plate("observations", images.shape[0], dim=-1), objective_scope(self.kl_weight):
+                pyro.sample("active", dist.Delta(active.to(images), event_dim=1))
         with (
             pyro.plate("images", images.shape[0], dim=-2),
             pyro.plate("slots", posterior.loc.shape[1], dim=-1),
             objective_scope(self.kl_weight),
+            only(active),
         ):
             pyro.sample("slot", self.slot_distribution(posterior))
         return posterior

@@ -28,7 +28,7 @@ from psa.inference.gibbs import (
 )
 from psa.inference.variational import FitOptions, fit_local_mixture
 from psa.models.local_mixture import LocalMixturePrior
-from psa.permanent import log_permanent
+from psa.permanent import MAX_SIZE, log_permanent
 
 NUM_FITS = 4
 WIDE = 0.25  # counts of the second proposal of a fit, whose tails are heavier
@@ -158,8 +158,13 @@ def importance_draws(
         generator: Source of starts and draws.
 
     Raises:
-        ValueError: If num_samples is too small.
+        ValueError: If num_samples is too small, or there are more slots than labellings can be summed over.
     """
+    if num_slots > MAX_SIZE:
+        raise ValueError(
+            f"num_slots must be at most {MAX_SIZE} for importance sampling, which sums over labellings, "
+            f"got {num_slots}: use method annealed, or NUTS for draws"
+        )
     if num_samples < 100:
         raise ValueError(f"num_samples must be at least 100 for importance sampling, got {num_samples}")
     problem = pose(tokens, prior, num_slots, mask)

@@ -2,17 +2,20 @@
 
 import torch
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from psa.inference.autoencoder import SlotAutoencoder
+from psa.models.active_slots import NonEmptySubset
 
 
 def objective(autoencoder: SlotAutoencoder) -> nn.Module:
     """Minus the ELBO of a batch (B, C, H, W), in nats, summed over the batch.
 
-    With a KL, its closed form is used where Pyro has one (TraceMeanField_ELBO); without one the term is masked out of
-    both programs and the ELBO is the expected log likelihood.
+    With a KL, its closed form is used where Pyro has one (TraceMeanField_ELBO), which it has not under an aggregate
+    prior: there the draws estimate it; without a KL the term is masked out of
+    both programs and the ELBO is the expected log likelihood. Slots that a rule drops have no KL and are not decoded.
     """
     elbo = TraceMeanField_ELBO() if autoencoder.guide.kl_weight > 0 else Trace_ELBO()
     return elbo(autoencoder.model, autoencoder.guide)
@@ -26,13 +29,25 @@ def held_out_objective(autoencoder: SlotAutoencoder, images: Float[Tensor, "batc
     """
     with torch.no_grad():
         posterior = autoencoder.guide.posterior(images)
-        scene = autoencoder.model.decoder(autoencoder.guide.inference.slots(posterior))
+        active = autoencoder.guide.active(posterior)
+        scene = autoencoder.decode(autoencoder.guide.inference.slots(posterior), active)
         value = autoencoder.model.observation(scene).log_prob(images).sum()
         if autoencoder.guide.kl_weight > 0:
             q = autoencoder.guide.slot_distribution(posterior)
-            value = (
-                value
-                - autoencoder.guide.kl_weight
-                * torch.distributions.kl_divergence(q, autoencoder.model.slot_prior.expand(q.batch_shape)).sum()
-            )
+            kl = _kl(q, autoencoder.model.slot_prior)
+            if active is not None:
+                kl = kl * active
+                value = value + autoencoder.guide.kl_weight * NonEmptySubset(active.shape[1], kl).log_prob(active).sum()
+            value = value - autoencoder.guide.kl_weight * kl.sum()
     return -float(value / images.numel())
+
+
+def _kl(q: TorchDistributionMixin, prior: TorchDistributionMixin) -> Float[Tensor, "batch slots"]:
+    """KL(q || p(s)) in closed form, or under an aggregate prior by one draw, the same at every call."""
+    try:
+        return torch.distributions.kl_divergence(q, prior.expand(q.batch_shape))
+    except NotImplementedError:
+        generator = torch.Generator(q.mean.device).manual_seed(0)
+        noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
+        draw = q.mean + q.stddev * noise
+        return q.log_prob(draw) - prior.log_prob(draw)

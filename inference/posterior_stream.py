@@ -176,6 +176,7 @@ def _append(file: h5py.File, name: str, tensor: Tensor) -> None:
 
 def _file_reader(path: Path) -> Callable[[], Iterator[SlotChunk]]:
     def read() -> Iterator[SlotChunk]:
+        """The chunks from the first on, of a file that is open only while they are read."""
         with _reading(path), h5py.File(path, "r") as file:
             datasets = [_dataset(path, file, name) for name in NAMES]
             loc = datasets[1]

@@ -4,7 +4,7 @@ Two models behind one interface: the local mixture on tokens, and the scene prog
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.draws import MixtureDraws
 from psa.inference.fits import LocalMixtureFit
-from psa.inference.gibbs import Parameters, draw_parameters, pose, prior_draws
+from psa.inference.gibbs import Parameters, pose, prior_draws
+from psa.inference.importance import Proposal
 from psa.inference.slot_inference import positive_int
 from psa.inference.variational import fit_local_mixture
 from psa.models.local_mixture import LocalMixturePrior
@@ -81,7 +82,7 @@ class TokenModel:
         problem = pose(torch.zeros_like(like), self.prior, self.num_slots, None)
 
         def draw(count: int) -> Tensor:
-            return _tokens(prior_draws(problem, count, generator), like.shape[1], generator).to(like)
+            return _tokens(_one_chain(prior_draws(problem, count, generator)), like.shape[1], generator).to(like)
 
         return draw
 
@@ -92,28 +93,28 @@ class TokenModel:
         return fit_draw(self.fit(data, generator), data.shape[1], generator)
 
 
-def fit_draw(fit: LocalMixtureFit, num_tokens: int, generator: torch.Generator | None = None) -> Draw:
-    """Replicates (R, B, num_tokens, D) from q(pi) q(mu, lambda) of a fit.
+def fit_sample(fit: LocalMixtureFit, num_draws: int, generator: torch.Generator | None = None) -> MixtureDraws:
+    """Independent draws from q(pi) q(mu, lambda) of a fit, as one chain, (B, 1, S).
 
     Raises:
         ValueError: If its covariances are full.
     """
-    q = fit.components
-    if q.full:
+    if fit.components.full:
         raise ValueError("fit must have diagonal covariances, got full ones")
-    loc, strength, shape, rate = (part[:, None] for part in (q.loc, q.strength, q.shape, q.rate))
-    facing = replace(q, loc=loc, strength=strength, shape=shape, rate=rate)
-
-    def draw(count: int) -> Tensor:
-        concentration = fit.concentration[:, None].expand(-1, count, -1).contiguous()
-        return _tokens(draw_parameters(concentration, facing, generator), num_tokens, generator)
-
-    return draw
+    return _one_chain(Proposal(fit.concentration, fit.components).draw(num_draws, generator))
 
 
-def _tokens(theta: Parameters, num_tokens: int, generator: torch.Generator | None) -> Tensor:
-    """(S, B, N, D) of parameters (B, S)."""
-    draws = MixtureDraws(theta.log_weights[:, None], theta.loc[:, None], theta.precision[:, None])
+def fit_draw(fit: LocalMixtureFit, num_tokens: int, generator: torch.Generator | None = None) -> Draw:
+    """Replicates (R, B, num_tokens, D) from q(pi) q(mu, lambda) of a fit; as :func:`fit_sample` it may raise."""
+    return lambda count: _tokens(fit_sample(fit, count, generator), num_tokens, generator)
+
+
+def _one_chain(theta: Parameters) -> MixtureDraws:
+    return MixtureDraws(theta.log_weights[:, None], theta.loc[:, None], theta.precision[:, None])
+
+
+def _tokens(draws: MixtureDraws, num_tokens: int, generator: torch.Generator | None) -> Tensor:
+    """(S, B, N, D) of parameters (B, 1, S)."""
     return draws.replicated(num_tokens, generator)[:, 0].movedim(1, 0)
 
 

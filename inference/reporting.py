@@ -28,7 +28,7 @@ def scene_views(autoencoder: SlotAutoencoder, images: ImageSet, count: int = 8) 
     """The first images of a set, and what the model made of them."""
     chosen = images.images[:count]
     posterior, slots, masks = autoencoder.encode(chosen)
-    scene = autoencoder.decode(slots)
+    scene = autoencoder.decode(slots, autoencoder.guide.active(posterior))
     score = None
     if images.masks is not None:
         score = foreground_ari(scene.labels, images.masks[:count], images.background)

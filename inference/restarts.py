@@ -17,7 +17,10 @@ DEVICE_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Images:
-    """Centred tokens (B, N, D), their weights (B, N) or None, the components' prior (B, 1) about the same origin."""
+    """Centred tokens (B, N, D), their weights (B, N) or None, and the components' prior about the same origin.
+
+    The prior is (B, 1), or (B, G) where slots have types.
+    """
 
     values: Float[Tensor, "batch tokens features"]
     weights: Float[Tensor, "batch tokens"] | None

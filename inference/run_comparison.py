@@ -14,10 +14,8 @@ from torch import Tensor
 from psa.errors import ConfigError, DataError, RunError
 from psa.inference.annealed_scenes import Schedule, annealed_weights
 from psa.inference.autoencoder import SlotAutoencoder, load_run
-from psa.inference.config import DataConfig
-from psa.inference.images import read_images
 from psa.inference.scene_evidence import SceneEvidence, estimate
-from psa.inference.sessions import open_split
+from psa.inference.sessions import prepared_as, run_images
 from psa.models.discretised import ENDS
 from psa.permanent import MAX_SIZE
 from psa.runs import RunDirectory, load_tensors
@@ -97,15 +95,6 @@ class TrainedRun:
     autoencoder: SlotAutoencoder
     step: int
 
-    def data(self, source: str | None) -> DataConfig:
-        """Where its images come from, or those of another source prepared as its own."""
-        own = self.autoencoder.config.data
-        if source is None or source == own.source:
-            return own
-        if source == "sprites":
-            return DataConfig(source=source, size=self.autoencoder.size[0])
-        return DataConfig(source=source, size=self.autoencoder.size, crop=own.crop)
-
 
 def open_runs(paths: Sequence[Path]) -> list[TrainedRun]:
     """Two runs or more that can be compared.
@@ -141,15 +130,16 @@ def shared_images(runs: Sequence[TrainedRun], settings: Settings) -> UInt8[Tenso
             fewer than two.
     """
     first = runs[0]
-    images = _images(first, first.data(settings.data), settings.split, settings.num_images)
+    theirs = prepared_as(first.autoencoder, settings.data)
+    images = run_images(first.autoencoder, theirs, settings.split, settings.num_images).images
     for run in runs[1:]:
         if tuple(run.autoencoder.size) != tuple(first.autoencoder.size):
             one, other = ("{} x {}".format(*item.autoencoder.size) for item in (first, run))
             raise DataError(f"{run.name}: expected images of {one} as {first.name}'s, got {other}")
-        mine, theirs = run.data(settings.data), first.data(settings.data)
+        mine = prepared_as(run.autoencoder, settings.data)
         if mine == theirs:
             continue
-        found = _images(run, mine, settings.split, settings.num_images)
+        found = run_images(run.autoencoder, mine, settings.split, settings.num_images).images
         if not torch.equal(found, images):
             keys = ", ".join(f"data.{key}" for key in vars(mine) if vars(mine)[key] != vars(theirs)[key])
             raise DataError(
@@ -158,18 +148,6 @@ def shared_images(runs: Sequence[TrainedRun], settings: Settings) -> UInt8[Tenso
     if len(images) < 2:
         raise DataError(f"{first.name}: expected at least 2 images in split {settings.split}, got {len(images)}")
     return images
-
-
-def _images(
-    run: TrainedRun, source: DataConfig, split: str, limit: int
-) -> UInt8[Tensor, "images height width channels"]:
-    found = read_images(open_split(source, split), limit)
-    if found.size != tuple(run.autoencoder.size):
-        (height, width), (rows, columns) = run.autoencoder.size, found.size
-        raise DataError(
-            f"{source.source}: expected images of {height} x {width} as {run.name}'s, got {rows} x {columns}"
-        )
-    return found.images
 
 
 def choose_sigma(run: TrainedRun, settings: Settings) -> float:
@@ -182,7 +160,8 @@ def choose_sigma(run: TrainedRun, settings: Settings) -> float:
         return run.autoencoder.config.objective.sigma
     if settings.sigma != "fit":
         return settings.given_sigma
-    images = _images(run, run.autoencoder.config.data, FITTED_ON.get(settings.split, "val"), FIT_IMAGES)
+    split, data = FITTED_ON.get(settings.split, "val"), run.autoencoder.config.data
+    images = run_images(run.autoencoder, data, split, FIT_IMAGES).images
 
     def loss(log_sigma: float) -> float:
         scenes = SceneEvidence(run.autoencoder, math.exp(log_sigma), settings.seed, settings.ends)

@@ -1,6 +1,6 @@
 """A whole run from a configuration: open the data, train, evaluate, write the page."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from psa.inference.encoders.cnn import MIN_IMAGE_SIZE
 from psa.inference.evaluation import Evaluation, evaluate, evaluate_baselines
 from psa.inference.images import ImageSet, read_images
 from psa.inference.reporting import write_run_report
+from psa.inference.scene_priors import build_scene_prior
 from psa.inference.training import Progress, Trainer, seed_everything
 from psa.metrics import SegmentationSummary
 from psa.report import RunsTable
-from psa.runs import RunDirectory
+from psa.runs import RunDirectory, load_tensors
 
 NUM_TRAINING = 16_000
 # About three quarters of the sprite scenes have two objects or more: 1,400 hold over 1,000 of them.
@@ -46,6 +47,41 @@ def open_split(data: DataConfig, split: str) -> SceneDataset:
             "(data.size=N resizes)"
         )
     return dataset
+
+
+def prepared_as(autoencoder: SlotAutoencoder, source: str | None) -> DataConfig:
+    """A run's own data, or another source with its images prepared as the run's are.
+
+    Args:
+        autoencoder: The run.
+        source: A generator, a folder or a file; None for the run's own.
+    """
+    own = autoencoder.config.data
+    if source is None or source == own.source:
+        return own
+    if source == "sprites":  # square, and never cropped
+        return DataConfig(source=source, size=autoencoder.size[0])
+    return DataConfig(source=source, size=autoencoder.size, crop=own.crop)
+
+
+def run_images(autoencoder: SlotAutoencoder, data: DataConfig, split: str, limit: int | None = None) -> ImageSet:
+    """The first images of a split, which a run must be able to encode.
+
+    Args:
+        autoencoder: The run.
+        data: Where the images come from; see :func:`prepared_as`.
+        split: train, val, test, or all of a folder or file.
+        limit: The most images; None for all.
+
+    Raises:
+        DataError: If the images cannot be read, or are not of the run's size.
+        ConfigError: If an option does not fit the source.
+    """
+    images = read_images(open_split(data, split), limit)
+    if images.size != tuple(autoencoder.size):
+        (height, width), (rows, columns) = autoencoder.size, images.size
+        raise DataError(f"{data.source}: expected images of {height} x {width} as the run's, got {rows} x {columns}")
+    return images
 
 
 def open_trainer(config: RunConfig, run: RunDirectory | None, progress: Progress | None = None) -> Trainer:
@@ -95,6 +131,29 @@ def resume_run(path: Path, settings: list[str], progress: Progress | None = None
     return trainer
 
 
+def build_prior(
+    autoencoder: SlotAutoencoder, run: RunDirectory, progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
+    """Build the prior over scenes from all training images, give it to the run, and write prior.safetensors.
+
+    Args:
+        autoencoder: The run, as its checkpoint has it.
+        run: Where it is from.
+        progress: Called with the number of images done, and of all.
+
+    Raises:
+        PsaError: If the training images cannot be read, or the file cannot be written.
+    """
+    images = run_images(autoencoder, autoencoder.config.data, "train")
+    seed = autoencoder.config.training.seed
+    prior = build_scene_prior(autoencoder, images, seed=seed, progress=lambda done: progress(done, len(images)))
+    autoencoder.use_prior(prior)
+    try:
+        prior.save(run.prior, load_tensors(run.checkpoint)[1].get("step"))
+    except OSError as error:
+        raise RunError(f"{run.prior}: cannot be written ({error.strerror or error})") from None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """An evaluated run."""
@@ -107,10 +166,7 @@ def evaluate_run(
     autoencoder: SlotAutoencoder, run: RunDirectory, data: DataConfig, split: str, runs: RunsTable | None = None
 ) -> Outcome:
     """Score a run on a split, and write its page and picture."""
-    images: ImageSet = read_images(open_split(data, split))
-    if images.size != tuple(autoencoder.size):
-        (height, width), (rows, columns) = autoencoder.size, images.size
-        raise DataError(f"{data.source}: expected images of {height} x {width} as the run's, got {rows} x {columns}")
+    images = run_images(autoencoder, data, split)
     outcome = Outcome(evaluate(autoencoder, images), evaluate_baselines(images, autoencoder.model.num_slots))
     title = f"{autoencoder.config.slots.variant} on {data.source} ({split})"
     write_run_report(run, autoencoder, images, outcome.evaluation, outcome.baselines, title=title, runs=runs)

@@ -19,6 +19,7 @@ from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.config import TrainingConfig
 from psa.inference.images import Batches, ImageSet
 from psa.inference.objectives import held_out_objective, objective
+from psa.inference.scene_priors import slot_aggregate
 from psa.metrics import foreground_ari, mean_squared_error, num_objects
 from psa.runs import RunDirectory, load_tensors, save_tensors
 
@@ -134,7 +135,8 @@ class Trainer:
         device = self.autoencoder.model.prior_loc.device
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
-        self.autoencoder.guide.inference.anneal(self.step / self.config.steps)
+        self.autoencoder.guide.anneal(self.step / self.config.steps)
+        self._refresh_prior()
         images = self.images.batch(self._batches(self.step)).to(device)
         # Nats per image: the clip then normalises almost every step, which is what keeps 2e-3 stable.
         loss = self._loss(images) / len(images)
@@ -146,6 +148,14 @@ class Trainer:
         self.step += 1
         self._sums["loss"] += float(loss.detach()) / images[0].numel()
         self._sums["steps"] += 1
+
+    def _refresh_prior(self) -> None:
+        """Every ``objective.prior_refresh`` steps, where the aggregate prior is in the loop."""
+        model, settings = self.autoencoder.model, self.autoencoder.config.objective
+        if model.refreshed and self.step > 0 and self.step % settings.prior_refresh == 0:
+            limit = min(settings.prior_images, len(self.images))
+            prior = slot_aggregate(self.autoencoder, self.images, settings.prior_components, limit, self.step)
+            model.refresh_prior(prior)
 
     @pyro.validation_enabled(False)
     def evaluate(self, seconds: float) -> dict[str, float]:
@@ -161,8 +171,8 @@ class Trainer:
             "cpu_seconds": seconds,
         }
         self._require(math.isfinite(row["held_out"]))
-        _, slots, _ = self.autoencoder.encode(images)
-        scene = self.autoencoder.decode(slots)
+        posterior, slots, _ = self.autoencoder.encode(images)
+        scene = self.autoencoder.decode(slots, self.autoencoder.guide.active(posterior))
         row["mse"] = float(mean_squared_error(scene.mean, images).mean())
         if self.held_out.masks is not None:
             several = num_objects(self.held_out.masks, self.held_out.background) >= 2

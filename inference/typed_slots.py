@@ -106,6 +106,7 @@ class TypedFit:
         """
 
         def guide(tokens: Tensor, *_: object, **__: object) -> None:
+            """q of the images that were fitted; tokens give the plates their sizes, the other arguments nothing."""
             enumerated: InferDict = {"enumerate": "parallel"}
             with pyro.plate("images", len(tokens), dim=-2):
                 pyro.sample("weights", dist.Dirichlet(self.concentration[:, None]))

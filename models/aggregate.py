@@ -16,6 +16,8 @@ from psa.errors import RunError
 from psa.runs import load_tensors, save_tensors
 
 KIND = "aggregate prior"
+PROVENANCE = ("num_images", "dropped_components", "dropped_weight")
+TENSORS = ("weights", "loc", "var", "covariance")
 NEVER = -1e30  # log of a weight of 0
 TERMS = 1 << 22  # numbers at once: of slots' features, of slots' scores, or of a draw's covariance factors
 ROWS = 4096  # slots whose features stay in the cache while the components pass by
@@ -196,19 +198,24 @@ class AggregatePrior(dist.TorchDistribution):
 
     def to(self, target: Tensor | torch.device | torch.dtype | str) -> "AggregatePrior":
         """The same on another device, in another dtype, or in both as a tensor has them."""
-        moved: dict[str, Any] = {name: tensor.to(target) for name, tensor in self._tensors().items()}
-        return AggregatePrior(**moved, **self._notes())
+        moved: dict[str, Any] = {name: tensor.to(target) for name, tensor in self.tensors().items()}
+        return AggregatePrior(**moved, **self._provenance())
 
-    def _tensors(self) -> dict[str, Tensor]:
-        named = {"weights": self.weights, "loc": self.loc, "var": self.var, "covariance": self.covariance}
+    def tensors(self) -> dict[str, Tensor]:
+        """What :meth:`save` writes, by name."""
+        named = {name: getattr(self, name) for name in TENSORS}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def _notes(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("num_images", "dropped_components", "dropped_weight")}
+    def notes(self) -> dict[str, Any]:
+        """What the file says of itself: its kind, and where the mixture comes from."""
+        return {"kind": KIND, **self._provenance()}
+
+    def _provenance(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in PROVENANCE}
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""
-        save_tensors(Path(path), self._tensors(), {"kind": KIND, **self._notes()})
+        save_tensors(Path(path), self.tensors(), self.notes())
 
     @classmethod
     def load(cls, path: str | Path) -> "AggregatePrior":
@@ -220,8 +227,9 @@ class AggregatePrior(dist.TorchDistribution):
         tensors, notes = load_tensors(Path(path))
         if not isinstance(notes, dict) or notes.pop("kind", None) != KIND:
             raise RunError(f"{path}: expected an aggregate prior, got a file of tensors of another kind")
+        own = {name: tensors[name] for name in TENSORS if name in tensors}
         try:
-            return cls(**{**tensors, **notes})
+            return cls(**own, **{name: notes[name] for name in PROVENANCE if name in notes})
         except (TypeError, ValueError) as error:
             raise RunError(f"{path}: expected an aggregate prior, got one that is none ({error})") from None
 

@@ -145,6 +145,33 @@ def draw_components(components: NormalGamma) -> tuple[Tensor, Tensor]:
     return precision, pyro.sample("loc", dist.Normal(components.loc, (strength * precision).rsqrt()).to_event(1))
 
 
+def observe_tokens(
+    tokens: Tensor, weights: Tensor, precision: Tensor, loc: Tensor, mask: Tensor | None, full: bool = False
+) -> None:
+    """The sites assignment and values, in the plate tokens, of every program; call it inside the plate images.
+
+    Args:
+        tokens: (B, N, D).
+        weights: pi, sums to 1 over K.
+        precision: As :func:`draw_components` returns it; matrices where ``full``.
+        loc: Likewise.
+        mask: (B, N), bool or non-negative weights.
+        full: Whether covariances are full.
+    """
+    num_images, num_tokens, _ = tokens.shape
+    with pyro.plate("tokens", num_tokens, dim=-1), keeping(mask):
+        assignment = pyro.sample("assignment", dist.Categorical(logits=weights.log()))
+        image = torch.arange(num_images, device=tokens.device)[:, None]
+        own_loc, own_precision = Vindex(loc)[image, assignment], Vindex(precision)[image, assignment]
+        own = (
+            dist.MultivariateNormal(own_loc, precision_matrix=own_precision)
+            if full
+            else dist.Normal(own_loc, own_precision.rsqrt()).to_event(1)
+        )
+        observed = tokens if mask is None else torch.where((mask > 0)[..., None], tokens, torch.zeros_like(tokens))
+        pyro.sample("values", own, obs=observed)
+
+
 def local_mixture(
     tokens: Float[Tensor, "batch tokens features"],
     prior: LocalMixturePrior,
@@ -164,24 +191,13 @@ def local_mixture(
         mask: (B, N), False where a token is padding; or non-negative weights.
         covariance: diagonal, or full (Normal-Wishart).
     """
-    num_images, num_tokens, _ = tokens.shape
     components = prior.components(tokens, covariance)
     concentration = tokens.new_full((num_slots,), prior.concentration)
-    with pyro.plate("images", num_images, dim=-2):
+    with pyro.plate("images", len(tokens), dim=-2):
         weights = pyro.sample("weights", dist.Dirichlet(concentration))
         with pyro.plate("slots", num_slots, dim=-1):
             precision, loc = draw_components(components)
-        with pyro.plate("tokens", num_tokens, dim=-1), keeping(mask):
-            assignment = pyro.sample("assignment", dist.Categorical(logits=weights.log()))
-            image = torch.arange(num_images, device=tokens.device)[:, None]
-            own_loc, own_precision = Vindex(loc)[image, assignment], Vindex(precision)[image, assignment]
-            observed = tokens if mask is None else torch.where((mask > 0)[..., None], tokens, torch.zeros_like(tokens))
-            own = (
-                dist.MultivariateNormal(own_loc, precision_matrix=own_precision)
-                if components.full
-                else dist.Normal(own_loc, own_precision.rsqrt()).to_event(1)
-            )
-            pyro.sample("values", own, obs=observed)
+        observe_tokens(tokens, weights, precision, loc, mask, full=components.full)
 
 
 def likelihood_mixture(

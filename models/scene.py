@@ -10,6 +10,8 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from psa.models.active_slots import NonEmptySubset, only
+from psa.models.aggregate import AggregatePrior
 from psa.records import DecodedScene
 
 LIKELIHOODS = ("normal", "mixture")
@@ -56,7 +58,7 @@ def objective_scope(kl_weight: float) -> AbstractContextManager:
 
 
 class SceneModel(nn.Module):
-    """s_1..s_K ~ p(s); x ~ p(x | decode(s_1..s_K)). Until an aggregate prior is built, p(s) is a diagonal Gaussian.
+    """s_1..s_K ~ p(s); x ~ p(x | decode(s_1..s_K)). p(s) is a diagonal Gaussian until an aggregate prior is given.
 
     Args:
         decoder: Slots (B, K, D) -> DecodedScene.
@@ -66,6 +68,10 @@ class SceneModel(nn.Module):
         sigma: Fixed standard deviation of a channel, in units of the image's range [0, 1]. It is not learned: on flat
             8-bit images a learned one has an unbounded density.
         kl_weight: Weight of the KL; 0 is the papers' objective.
+        drops_slots: Whether a guide says which slots are decoded; the others have no part in the scene.
+
+    Attributes:
+        aggregate: The aggregate prior that was built after training; while it is given, it is p(s).
 
     Raises:
         ValueError: If the likelihood is unknown or sigma is not positive.
@@ -79,6 +85,7 @@ class SceneModel(nn.Module):
         likelihood: str = "mixture",
         sigma: float = 0.1,
         kl_weight: float = 1.0,
+        drops_slots: bool = False,
     ) -> None:
         super().__init__()
         if likelihood not in LIKELIHOODS:
@@ -86,13 +93,45 @@ class SceneModel(nn.Module):
         if not (sigma > 0 and math.isfinite(sigma)):
             raise ValueError(f"sigma must be positive, got {sigma}")
         self.decoder, self.num_slots, self.likelihood, self.sigma = decoder, num_slots, likelihood, sigma
-        self.kl_weight = kl_weight
+        self.kl_weight, self.drops_slots = kl_weight, drops_slots
         self.prior_loc = nn.Parameter(torch.zeros(slot_dim))
         self.prior_log_scale = nn.Parameter(torch.zeros(slot_dim))
+        self.aggregate: AggregatePrior | None = None
+        self.refreshed = False
+
+    def refresh_in_training(self, num_components: int) -> None:
+        """Make room for an aggregate prior of at most G components that training refreshes.
+
+        It lies in buffers, so that checkpoints and devices carry it. Until the first refresh p(s) is the Gaussian.
+        """
+        self.refreshed = True
+        self.register_buffer("component_weights", torch.zeros(num_components))
+        self.register_buffer("component_loc", torch.zeros(num_components, len(self.prior_loc)))
+        self.register_buffer("component_var", torch.ones(num_components, len(self.prior_loc)))
+
+    @torch.no_grad()
+    def refresh_prior(self, prior: AggregatePrior) -> None:
+        """Make a mixture of at most G components, with diagonal covariances, p(s) from now on."""
+        assert prior.var is not None
+        found = slice(prior.num_components)
+        self.component_weights.zero_()[found] = prior.weights.to(self.component_weights)
+        self.component_loc[found] = prior.loc.to(self.component_loc)
+        self.component_var[found] = prior.var.to(self.component_var)
 
     @property
     def slot_prior(self) -> TorchDistributionMixin:
         """p(s), over one slot (D,)."""
+        if self.aggregate is not None:
+            if self.aggregate.loc.device != self.prior_loc.device:
+                self.aggregate = self.aggregate.to(self.prior_loc)
+            return self.aggregate
+        return self.trained_prior
+
+    @property
+    def trained_prior(self) -> TorchDistributionMixin:
+        """p(s) as training left it, whatever prior was built afterwards."""
+        if self.refreshed and bool(self.component_weights.any()):
+            return AggregatePrior(self.component_weights, self.component_loc, self.component_var)
         return dist.Normal(self.prior_loc, self.prior_log_scale.exp()).to_event(1)
 
     def observation(self, scene: DecodedScene) -> TorchDistributionMixin:
@@ -102,15 +141,23 @@ class SceneModel(nn.Module):
         return dist.Normal(scene.mean, self.sigma, validate_args=False).to_event(3)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> DecodedScene:
-        """The Pyro program; sites slot (plates images, slots) and image (plate observations). Images in [0, 1]."""
-        batch = images.shape[0]
+        """The Pyro program; sites slot (plates images, slots) and image (plate observations). Images in [0, 1].
+
+        Where slots are dropped, there is a site active (plate observations) before them.
+        """
+        batch, active = images.shape[0], None
+        observations = pyro.plate("observations", batch, dim=-1)
+        if self.drops_slots:
+            with observations, objective_scope(self.kl_weight):
+                active = pyro.sample("active", NonEmptySubset(self.num_slots, images)).bool()
         with (
             pyro.plate("images", batch, dim=-2),
             pyro.plate("slots", self.num_slots, dim=-1),
             objective_scope(self.kl_weight),
+            only(active),
         ):
             slots = pyro.sample("slot", self.slot_prior)
-        scene = self.decoder(slots)
-        with pyro.plate("observations", batch, dim=-1):
+        scene = self.decoder(slots) if active is None else self.decoder(slots, active)
+        with observations:
             pyro.sample("image", self.observation(scene), obs=images)
         return scene

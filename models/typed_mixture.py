@@ -10,12 +10,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float
-from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from psa.conjugate import NormalGamma
 from psa.errors import RunError
-from psa.models.local_mixture import draw_components, keeping
+from psa.models.local_mixture import draw_components, observe_tokens
 from psa.runs import load_tensors, save_tensors
 
 KIND = "slot types"
@@ -125,17 +124,11 @@ def typed_mixture(
         concentration: alpha0 > 0 of the weights' Dirichlet.
         mask: (B, N), False where a token is padding; or non-negative weights, which multiply a token's whole factor.
     """
-    num_images, num_tokens, _ = tokens.shape
     every = types.components(tokens)
-    with pyro.plate("images", num_images, dim=-2):
+    with pyro.plate("images", len(tokens), dim=-2):
         weights = pyro.sample("weights", dist.Dirichlet(tokens.new_full((num_slots,), concentration)))
         with pyro.plate("slots", num_slots, dim=-1):
             own = pyro.sample("type", dist.Categorical(types.weights.to(tokens)))
             components = NormalGamma(every.loc[own], every.strength[own], every.shape[own], every.rate[own])
             precision, loc = draw_components(components)
-        with pyro.plate("tokens", num_tokens, dim=-1), keeping(mask):
-            assignment = pyro.sample("assignment", dist.Categorical(logits=weights.log()))
-            image = torch.arange(num_images, device=tokens.device)[:, None]
-            scale = Vindex(precision)[image, assignment].rsqrt()
-            observed = tokens if mask is None else torch.where((mask > 0)[..., None], tokens, torch.zeros_like(tokens))
-            pyro.sample("values", dist.Normal(Vindex(loc)[image, assignment], scale).to_event(1), obs=observed)
+        observe_tokens(tokens, weights, precision, loc, mask)

@@ -1,4 +1,4 @@
-"""The run directory: config.toml, metrics.jsonl, checkpoint.safetensors, state.safetensors, report.html, figures/.
+"""The run directory: config.toml, metrics.jsonl, checkpoint, state and prior (safetensors), report.html, figures/.
 
 Every file is written beside its place and renamed, so that a reader finds the old one or the new one, never a half.
 Nothing here can unpickle.
@@ -62,6 +62,11 @@ class RunDirectory:
     def state(self) -> Path:
         """What resuming needs beside the weights: optimiser, random states, step."""
         return self.path / "state.safetensors"
+
+    @property
+    def prior(self) -> Path:
+        """The aggregate prior over slots, made when training ends."""
+        return self.path / "prior.safetensors"
 
     @property
     def config(self) -> Path:

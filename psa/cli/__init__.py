@@ -12,6 +12,7 @@ from psa.cli.compare import compare
 from psa.cli.demo import demo
 from psa.cli.encode import encode
 from psa.cli.evaluate import evaluate
+from psa.cli.sample import sample
 from psa.cli.slots import slots
 from psa.cli.train import train
 from psa.errors import PsaError, Stopped, TrainingFailed
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, evaluate, encode, slots, compare, check, bench):
+for command in (demo, train, evaluate, encode, sample, slots, compare, check, bench):
     app.command()(command)
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from psa.cli.common import DataOption, JsonOption, print_json, progress_bar, result_console
+from psa.cli.common import DataOption, JsonOption, print_json, progress_bar, result_console, write_line
 from psa.errors import ConfigError
 from psa.metrics.p_values import TAILS, Check
 from psa.report.checks import checks_figure
@@ -114,13 +114,8 @@ def _print(record: Mapping[str, Any]) -> None:
         table.add_row(row["kind"] + raw, row["statistic"], *cells, p_value)
     result_console.print(table)
     if any(row["uniform"] == "no" for row in record["checks"]):
-        _write("raw p-values are not uniform on data from the model: --kind calibrated")
+        write_line("raw p-values are not uniform on data from the model: --kind calibrated")
     if "frechet_distance" in record:
         count, name = record["frechet_images"], record["features"]
-        _write(f"Frechet distance of {count} images and samples on {name}: {record['frechet_distance']:.4g}")
-    _write(f"{TABLE}, {PICTURE} and a netCDF file of each kind are in {record['out']}")
-
-
-def _write(text: str) -> None:
-    """A user's path is no markup, and no line is broken in two."""
-    result_console.print(text, markup=False, highlight=False, soft_wrap=True)
+        write_line(f"Frechet distance of {count} images and samples on {name}: {record['frechet_distance']:.4g}")
+    write_line(f"{TABLE}, {PICTURE} and a netCDF file of each kind are in {record['out']}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import psa
-from psa.cli.common import progress_console
+from psa.cli.common import warn
 from psa.data.token_files import NUMPY_SUFFIXES, read_tokens
 from psa.errors import ConfigError, DataError
 from psa.inference.autoencoder import SlotAutoencoder
@@ -35,9 +35,9 @@ from psa.inference.checks import (
 )
 from psa.inference.compare import weak_prior
 from psa.inference.feature_extractors import dotted_callable, named_features
-from psa.inference.images import ImageSet, read_images
+from psa.inference.images import ImageSet
 from psa.inference.replicates import SceneRun, TokenModel
-from psa.inference.sessions import open_split
+from psa.inference.sessions import prepared_as, run_images
 from psa.metrics.generation import FewImagesWarning, frechet_distance
 from psa.metrics.p_values import Check
 
@@ -126,7 +126,7 @@ def _check_run(
     statistics = _selected(request.statistics, IMAGE_STATISTICS, SLOT_STATISTICS, scene_statistics(autoencoder))
     features = None if request.features is None else named_features(request.features, autoencoder)
     wanted = request.num_images if features is None else max(request.num_images, NUM_FRECHET)
-    everything = _images(autoencoder, request, wanted)
+    everything = run_images(autoencoder, prepared_as(autoencoder, request.data), request.split, wanted)
     images, run = everything.batch(slice(request.num_images)), SceneRun(autoencoder)
     checks = {
         "prior": lambda: prior_predictive_check(run, images, statistics, options, generator),
@@ -139,19 +139,6 @@ def _check_run(
         distance = _frechet(autoencoder, everything, features)
         about |= {"features": request.features, "frechet_distance": distance, "frechet_images": len(everything)}
     return Found(found, about)
-
-
-def _images(autoencoder: SlotAutoencoder, request: Request, limit: int) -> ImageSet:
-    source = autoencoder.config.data
-    if request.data is not None and request.data != source.source:
-        size = autoencoder.size if request.data != "sprites" else autoencoder.size[0]
-        crop = None if request.data == "sprites" else source.crop
-        source = type(source)(source=request.data, size=size, crop=crop)
-    images = read_images(open_split(source, request.split), limit)
-    if images.size != tuple(autoencoder.size):
-        (height, width), (rows, columns) = autoencoder.size, images.size
-        raise DataError(f"{source.source}: expected images of {height} x {width} as the run's, got {rows} x {columns}")
-    return images
 
 
 def _few(options: CheckOptions) -> CheckOptions:
@@ -203,5 +190,5 @@ def _frechet(autoencoder: SlotAutoencoder, images: ImageSet, features: Callable[
         warnings.simplefilter("always", FewImagesWarning)
         distance = frechet_distance(real, generated, features)
     for warning in caught:
-        progress_console.print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
+        warn(str(warning.message))
     return distance

@@ -1,14 +1,19 @@
-"""What the commands share: where progress goes, and how a result is printed."""
+"""What the commands share: where progress goes, how a result is printed, and where it stays until it is complete."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from psa.errors import ConfigError
 
 progress_console = Console(stderr=True)
 result_console = Console()
@@ -70,3 +75,38 @@ def print_result(result: Mapping[str, Any], title: str, as_json: bool) -> None:
         if not isinstance(value, Mapping | list | tuple):
             table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
     result_console.print(table)
+
+
+def write_line(text: str) -> None:
+    """Text on standard output as it is: a user's path is no markup, and no line is broken in two."""
+    result_console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A line on standard error, marked a warning."""
+    progress_console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def number(value: float | None, digits: int) -> str:
+    """A cell of a table; None, for what is not finite, is a dash."""
+    return "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
+
+
+def with_error(value: float | None, error: float | None, digits: int) -> str:
+    """A cell of a table, with its standard error where there is one above 0."""
+    return number(value, digits) + (f" ± {error:.{digits}f}" if error else "")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder on the same disk as ``out`` for what is not complete yet; afterwards it is gone.
+
+    Raises:
+        ConfigError: If it, or ``out``, cannot be written.
+    """
+    nearest = next(folder for folder in (out, *out.parents) if folder.exists())
+    try:
+        with TemporaryDirectory(prefix=".psa-", dir=nearest) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from None

@@ -10,8 +10,18 @@ import typer
 from rich import box
 from rich.table import Table
 
-from psa.cli.common import DataOption, JsonOption, print_json, progress_bar, progress_console, result_console
-from psa.cli.slots import _number, _staged, _with_error, _write
+from psa.cli.common import (
+    DataOption,
+    JsonOption,
+    number,
+    print_json,
+    progress_bar,
+    result_console,
+    staged,
+    warn,
+    with_error,
+    write_line,
+)
 from psa.report.comparison import RunComparison, comparison_figure
 from psa.report.files import save
 
@@ -47,7 +57,7 @@ def compare(
     from psa.inference.run_differences import compare_runs, stacking_weights
 
     settings = Settings(method, samples, images, sigma, ends, data, split, seed)
-    with _staged(out) as folder:
+    with staged(out) as folder:
         with progress_bar() as bar:
             tasks = [bar.add_task(f"{method} of {run}", total=images, figures="") for run in runs]
             found = compare_runs(runs, settings, lambda place, done: bar.update(tasks[place], completed=done))
@@ -73,8 +83,7 @@ def _warn(rows: Sequence[Mapping[str, Any]]) -> None:
     sigmas = sorted({row["sigma"] for row in rows})
     if len(sigmas) > 1:
         listed = ", ".join(f"{sigma:.3g}" for sigma in sigmas)
-        text = f"warning: sigma differs ({listed}), and much of a difference may be the noise scale's; see --sigma"
-        progress_console.print(text, markup=False, highlight=False, soft_wrap=True)
+        warn(f"sigma differs ({listed}), and much of a difference may be the noise scale's; see --sigma")
 
 
 def _print(record: Mapping[str, Any]) -> None:
@@ -90,23 +99,23 @@ def _print(record: Mapping[str, Any]) -> None:
             row["run"],
             str(row["model"]),
             f"{row['sigma']:.3g}",
-            _with_error(row["log_evidence"], row["standard_error"], 2),
+            with_error(row["log_evidence"], row["standard_error"], 2),
             f"{row['bits_per_dimension']:.4f}",
-            _with_error(row["difference"], row["difference_se"], 2),
+            with_error(row["difference"], row["difference_se"], 2),
             f"{row['weight']:.2f}",
         ]
         if annealed:
             cells.append(f"{row['acceptance']:.2f}")
         table.add_row(*cells, style="bold" if row["run"] == record["best"] else None)
-    _write(
+    write_line(
         f"{record['method']} of {record['images']} images ({record['data']}, {record['split']}), {record['samples']} "
         f"samples, nats an image ± standard error over images; {record['likelihood']}; {record['symmetry']}"
     )
     result_console.print(table)
     for model in record["models"]:
         if len(model["seeds"]) > 1:
-            _write(
-                f"model {model['model']}: {len(model['seeds'])} seeds, log p(x) {_number(model['log_evidence'], 2)}, "
-                f"standard deviation between seeds {_number(model['between_seeds'], 2)}"
+            write_line(
+                f"model {model['model']}: {len(model['seeds'])} seeds, log p(x) {number(model['log_evidence'], 2)}, "
+                f"standard deviation between seeds {number(model['between_seeds'], 2)}"
             )
-    _write(f"{TABLE}, {PICTURE}, {DRAWS} are in {record['out']}")
+    write_line(f"{TABLE}, {PICTURE}, {DRAWS} are in {record['out']}")

@@ -7,7 +7,7 @@ import typer
 
 import psa
 from psa.cli.common import DataOption, JsonOption, print_result
-from psa.inference.sessions import evaluate_run, summary
+from psa.inference.sessions import evaluate_run, prepared_as, summary
 from psa.runs import RunDirectory
 
 
@@ -19,13 +19,6 @@ def evaluate(
 ) -> None:
     """Score a run on a split and write its page anew; without masks, what can be said without labels."""
     autoencoder = psa.load(run)
-    source = autoencoder.config.data
-    if data is not None and data != source.source:
-        size = autoencoder.size if data != "sprites" else autoencoder.size[0]
-        source = type(source)(source=data, size=size, crop=None if data == "sprites" else source.crop)
     directory = RunDirectory(run)
-    print_result(
-        {"run": str(run), "split": split, **summary(evaluate_run(autoencoder, directory, source, split), directory)},
-        f"psa evaluate: {run}",
-        json,
-    )
+    outcome = evaluate_run(autoencoder, directory, prepared_as(autoencoder, data), split)
+    print_result({"run": str(run), "split": split, **summary(outcome, directory)}, f"psa evaluate: {run}", json)

@@ -3,19 +3,26 @@
 import json as json_text
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
-from psa.cli.common import JsonOption, print_json, progress_bar, progress_console, result_console
+from psa.cli.common import (
+    JsonOption,
+    number,
+    print_json,
+    progress_bar,
+    result_console,
+    staged,
+    warn,
+    with_error,
+    write_line,
+)
 from psa.data.token_files import read_tokens
-from psa.errors import ConfigError
 from psa.report.files import save
 from psa.report.slot_counts import slot_counts_figure
 
@@ -60,7 +67,7 @@ def slots(
 
     settings = Settings(max_slots, method, draws, concentration, seed)
     most = settings.num_counts(len(tokens.values))
-    with _staged(out) as folder:
+    with staged(out) as folder:
         with progress_bar() as bar:
             tasks = {stage: bar.add_task(stage, total=most, figures="") for stage in settings.stages}
             found = compare_slots(tokens, settings, folder, lambda stage, k: bar.update(tasks[stage], completed=k))
@@ -72,21 +79,6 @@ def slots(
     _print(record)
     if json:
         print_json(record)
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A folder on the same disk as ``out`` for what is not complete yet; afterwards it is gone.
-
-    Raises:
-        ConfigError: If it, or ``out``, cannot be written.
-    """
-    nearest = next(folder for folder in (out, *out.parents) if folder.exists())
-    try:
-        with TemporaryDirectory(prefix=".slots-", dir=nearest) as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from None
 
 
 def _publish(folder: Path, out: Path) -> None:
@@ -115,7 +107,7 @@ def _warn(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _say(counts: Sequence[int], text: str) -> None:
     numbers = ", ".join(map(str, counts))
-    progress_console.print(f"warning: K = {numbers}: {text}", markup=False, highlight=False, soft_wrap=True)
+    warn(f"K = {numbers}: {text}")
 
 
 def _print(record: Mapping[str, Any]) -> None:
@@ -127,30 +119,17 @@ def _print(record: Mapping[str, Any]) -> None:
     for heading in ("K", "log evidence", "bound", "p(K)", *predicted):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        evidence = _with_error(row["log_evidence"], row["standard_error"], 2) + (" !" if row["failed"] else "")
-        cells = [str(row["num_slots"]), evidence, _number(row["bound"], 2), _number(row["probability"], 3)]
+        evidence = with_error(row["log_evidence"], row["standard_error"], 2) + (" !" if row["failed"] else "")
+        cells = [str(row["num_slots"]), evidence, number(row["bound"], 2), number(row["probability"], 3)]
         if keys:
-            cells += [_with_error(row["elpd"], row["elpd_se"], 1), *(_number(row[key], 2) for key in keys)]
+            cells += [with_error(row["elpd"], row["elpd_se"], 1), *(number(row[key], 2) for key in keys)]
         table.add_row(*cells, style="bold" if row["num_slots"] == best else None)
     shape = f"{record['tokens']} x {record['features']}"
-    _write(f"{record['path']}: tokens {shape}, {record['method']} evidence, in nats")
+    write_line(f"{record['path']}: tokens {shape}, {record['method']} evidence, in nats")
     result_console.print(table)
-    _write(
-        f"K = {best} has probability {_number(rows[best - 1]['probability'], 2)}; "
+    write_line(
+        f"K = {best} has probability {number(rows[best - 1]['probability'], 2)}; "
         f"{occupied} {'slot is' if occupied == 1 else 'slots are'} occupied in a sparse fit "
         f"with probability {record['occupied'][occupied]:.2f}\n"
         f"{', '.join([TABLE, PICTURE, *(['slots-K.nc'] if keys else [])])} are in {record['out']}"
     )
-
-
-def _write(text: str) -> None:
-    """A user's path is no markup, and no line is broken in two."""
-    result_console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
-
-
-def _with_error(value: float | None, error: float | None, digits: int) -> str:
-    return _number(value, digits) + (f" ± {error:.{digits}f}" if error else "")

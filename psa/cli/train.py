@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+import psa
 from psa.cli.common import DataOption, JsonOption, SetOption, VariantOption, figures, print_result, progress_bar
+from psa.cli.priors import build_with_progress
 from psa.errors import ConfigError, Stopped, TrainingFailed
 from psa.inference.config import RECIPE, override, published, read_config_file
 from psa.inference.sessions import evaluate_run, resume_run, start_run, summary
@@ -23,8 +25,8 @@ def train(
 ) -> None:
     """Train a scene model, evaluate it on held-out images, and write its page.
 
-    Progress goes to standard error: steps, loss, foreground ARI on a held-out batch, time left. Ctrl-C finishes the
-    step, writes a checkpoint and says how to go on.
+    Last it builds the aggregate prior that psa sample draws from. Progress goes to standard error: steps, loss,
+    foreground ARI on a held-out batch, time left. Ctrl-C finishes the step, writes a checkpoint and says how to go on.
     """
     bar = progress_bar()
     task = bar.add_task(f"training {out}", total=None, figures="")
@@ -51,7 +53,9 @@ def train(
     except TrainingFailed as error:
         raise TrainingFailed(f"{out}: {error}") from None
     assert trainer.run is not None
-    outcome = evaluate_run(trainer.autoencoder.cpu(), trainer.run, trainer.autoencoder.config.data, "test")
+    autoencoder = psa.load(out)
+    outcome = evaluate_run(autoencoder, trainer.run, autoencoder.config.data, "test")
+    build_with_progress(autoencoder, trainer.run)
     print_result({"run": str(out), **summary(outcome, trainer.run)}, f"psa train: {out}", json)
 
 

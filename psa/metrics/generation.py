@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psa.errors import PsaError
-
 Features = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) in [0, 1] -> features (B, F)."""
 
@@ -60,7 +58,6 @@ def frechet_distance(real: Iterable[Tensor], generated: Iterable[Tensor], featur
 
     Raises:
         ValueError: If a set has fewer than 2 images, or the features are not finite (B, F).
-        PsaError: If torchmetrics is not installed.
     """
     metric, num_features, counts = None, 0, []
     for is_real, batches in ((True, real), (False, generated)):
@@ -83,11 +80,7 @@ def frechet_distance(real: Iterable[Tensor], generated: Iterable[Tensor], featur
     return max(0.0, float(metric.compute()))
 
 
-def _metric(extractor: _Extractor) -> Any:  # a FrechetInceptionDistance; torchmetrics is optional
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise PsaError(
-            "the Frechet distance needs torchmetrics, which is not installed: pip install torchmetrics"
-        ) from None
+def _metric(extractor: _Extractor) -> Any:  # a FrechetInceptionDistance, whose import takes seconds
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     return FrechetInceptionDistance(feature=extractor, normalize=True)

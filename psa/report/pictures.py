@@ -131,9 +131,14 @@ def scaled(picture: UInt8[np.ndarray, "..."], height: int, width: int) -> UInt8[
 
 def png_data_uri(picture: UInt8[np.ndarray, "..."]) -> str:
     """A grey (H, W), colour (H, W, 3) or transparent (H, W, 4) picture as the text of an ``img``'s ``src``."""
+    return data_uri(png(picture))
+
+
+def png(picture: UInt8[np.ndarray, "..."]) -> bytes:
+    """A grey (H, W), colour (H, W, 3) or transparent (H, W, 4) picture as a PNG; equal pictures give equal bytes."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
-    return data_uri(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def data_uri(png: bytes) -> str:

@@ -25,6 +25,8 @@ def test_annealed_probabilities_of_the_number_of_slots_are_calibrated():
     result = calibration()
     print("annealed", markdown([asdict(one) for one in result.annealed]), sep="\n")
     print("variational, no claim", markdown([asdict(one) for one in result.variational]), sep="\n")
-    print(f"largest standard error {result.largest_error:.3f} nats, {result.failed} failed")
+    print(f"largest standard error {result.largest_error:.3f} nats")
+    print(f"{result.again} sets run again, {result.failed} failed")
+    assert result.again <= 6  # of 300: loud, and cured by more particles
     assert result.failed == 0
     assert all(abs(one.z) < 4.0 for one in result.annealed)

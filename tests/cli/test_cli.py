@@ -1,53 +1,30 @@
 import importlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from command_line import Result, assert_says_one_line
+from command_line import run as psa_command
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import psa
-from psa.cli import app, main
+from psa.cli import app
 from psa.experiments.bench.train import bench_train
 from psa.runs import RunDirectory, load_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = tiny.options(tiny.SETTINGS)
-COMMANDS = ("demo", "train", "evaluate", "encode", "slots", "compare", "check", "bench")
+COMMANDS = ("demo", "train", "evaluate", "encode", "sample", "slots", "compare", "check", "bench")
 FIGURES = ("mse", "objective", "slots_in_use", "health", "baselines", "report")
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict:
-        return json.loads(self.out.splitlines()[-1])
-
-
-@pytest.fixture
-def psa_command(capsys):
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return Result(caught.value.code, out, err)
-
-    return run
 
 
 def start(*arguments: object, own_group: bool = False) -> subprocess.Popen:
@@ -71,17 +48,6 @@ def finish(process: subprocess.Popen, timeout: float = 120) -> Result:
     return Result(process.returncode, out, err)
 
 
-def assert_says_one_line(result: Result, code: int, *words: object) -> None:
-    """The error is one line of standard error that holds the words; no traceback."""
-    assert result.code == code, result.err
-    assert "Traceback" not in result.err
-    lines = [line for line in result.err.splitlines() if line.startswith("psa: ")]
-    assert len(lines) == 1
-    assert result.err.rstrip().splitlines()[-1] == lines[0]
-    for word in words:
-        assert str(word) in lines[0]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tiny.write_folder(tmp_path_factory.mktemp("data") / "scenes")
@@ -101,9 +67,7 @@ def hdf5(tmp_path_factory) -> Path:
 def trained(tmp_path_factory, folder) -> Path:
     """A run on the folder with masks. Tests that change a run copy it."""
     out = tmp_path_factory.mktemp("runs") / "trained"
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "--data", str(folder), "--out", str(out), *SETTINGS])
-    assert caught.value.code == 0
+    assert psa_command("train", "--data", folder, "--out", out, *SETTINGS).code == 0
     return out
 
 
@@ -117,8 +81,8 @@ def copy_run(run: Path, to: Path) -> Path:
 
 def test_train_on_a_folder_leaves_a_run_with_its_page_and_picture(trained):
     names = {path.name for path in trained.iterdir()}
-    expected = {"config.toml", "metrics.jsonl", "checkpoint.safetensors", "state.safetensors", "report.html", "figures"}
-    assert names == expected
+    tensors = {"checkpoint.safetensors", "state.safetensors", "prior.safetensors"}
+    assert names == {"config.toml", "metrics.jsonl", "report.html", "figures"} | tensors
     assert [path.name for path in (trained / "figures").iterdir()] == ["scenes.png"]
     with Image.open(trained / "figures" / "scenes.png") as picture:
         assert min(picture.size) > 100
@@ -127,7 +91,7 @@ def test_train_on_a_folder_leaves_a_run_with_its_page_and_picture(trained):
 
 
 @pytest.mark.parametrize("source", ["unlabelled", "hdf5"])
-def test_train_json_ends_in_one_object_with_the_figures(psa_command, request, tmp_path, source):
+def test_train_json_ends_in_one_object_with_the_figures(request, tmp_path, source):
     data, out = request.getfixturevalue(source), tmp_path / "run"
     result = psa_command("train", "--data", data, "--out", out, "--json", *SETTINGS)
     assert result.code == 0, result.err
@@ -144,7 +108,7 @@ def test_train_json_ends_in_one_object_with_the_figures(psa_command, request, tm
         assert result.json["baselines"] == {}
 
 
-def test_train_takes_a_configuration_file_and_set_goes_above_it(psa_command, tmp_path, folder):
+def test_train_takes_a_configuration_file_and_set_goes_above_it(tmp_path, folder):
     config = tmp_path / "config.toml"
     config.write_text(f"[data]\nsource = '{folder}'\n[slots]\nvariant = 'sa'\n[training]\nseed = 7\n")
     result = psa_command("train", config, "--out", tmp_path / "run", *SETTINGS, "--set", "training.steps=2")
@@ -154,7 +118,7 @@ def test_train_takes_a_configuration_file_and_set_goes_above_it(psa_command, tmp
 
 
 @pytest.mark.parametrize("name", ['it\'s a "folder"', "back\\slash", "ünïcode 物体", "a=b", "123"])
-def test_train_takes_any_folder_name(psa_command, tmp_path, monkeypatch, name):
+def test_train_takes_any_folder_name(tmp_path, monkeypatch, name):
     tiny.write_folder(tmp_path / name, 4)
     monkeypatch.chdir(tmp_path)
     result = psa_command("train", "--data", name, "--out", "run", *SETTINGS, "--set", "training.steps=1")
@@ -162,7 +126,7 @@ def test_train_takes_any_folder_name(psa_command, tmp_path, monkeypatch, name):
     assert psa.load(tmp_path / "run").config.data.source == name
 
 
-def test_resume_goes_on_to_more_steps(psa_command, trained, tmp_path):
+def test_resume_goes_on_to_more_steps(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     result = psa_command("train", "--resume", "--out", run, "--set", "training.steps=30", "--json")
     assert result.code == 0, result.err
@@ -171,19 +135,19 @@ def test_resume_goes_on_to_more_steps(psa_command, trained, tmp_path):
     assert RunDirectory(run).read_config()["training"]["steps"] == 30
 
 
-def test_a_run_directory_is_not_overwritten_without_resume(psa_command, trained, folder):
+def test_a_run_directory_is_not_overwritten_without_resume(trained, folder):
     before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
     result = psa_command("train", "--data", folder, "--out", trained, *SETTINGS)
     assert_says_one_line(result, 2, trained, "--resume")
     assert before == {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
 
 
-def test_resume_refuses_another_configuration(psa_command, trained, folder):
+def test_resume_refuses_another_configuration(trained, folder):
     result = psa_command("train", "--resume", "--out", trained, "--data", folder)
     assert_says_one_line(result, 2, "--resume takes its configuration from the run")
 
 
-def test_evaluate_repeats_what_training_reported(psa_command, trained, tmp_path):
+def test_evaluate_repeats_what_training_reported(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     (run / "report.html").unlink()
     first = psa_command("evaluate", run, "--json")
@@ -193,7 +157,7 @@ def test_evaluate_repeats_what_training_reported(psa_command, trained, tmp_path)
     assert psa_command("evaluate", run, "--json").json == first.json
 
 
-def test_evaluate_resizes_other_data_to_the_run(psa_command, trained, tmp_path):
+def test_evaluate_resizes_other_data_to_the_run(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     other = tiny.write_folder(tmp_path / "larger", 4, size=24)
     result = psa_command("evaluate", run, "--data", other, "--split", "all", "--json")
@@ -201,7 +165,7 @@ def test_evaluate_resizes_other_data_to_the_run(psa_command, trained, tmp_path):
     assert result.json["num_images"] == 4
 
 
-def encoded(psa_command, run: Path, path: Path, out: Path) -> dict[str, np.ndarray]:
+def encoded(run: Path, path: Path, out: Path) -> dict[str, np.ndarray]:
     result = psa_command("encode", run, path, "--out", out, "--json")
     assert result.code == 0, result.err
     assert result.json["out"] == str(out)
@@ -209,8 +173,8 @@ def encoded(psa_command, run: Path, path: Path, out: Path) -> dict[str, np.ndarr
         return dict(arrays)
 
 
-def test_encode_agrees_with_the_loaded_model_image_by_image(psa_command, trained, folder, tmp_path):
-    arrays = encoded(psa_command, trained, folder, tmp_path / "deep" / "folder.npz")
+def test_encode_agrees_with_the_loaded_model_image_by_image(trained, folder, tmp_path):
+    arrays = encoded(trained, folder, tmp_path / "deep" / "folder.npz")
     assert sorted(arrays) == ["masks", "slots", "source", "weights"]
     assert arrays["source"].tolist() == [str(path) for path in sorted((folder / "images").iterdir())]
     pictures = [np.asarray(Image.open(path)) for path in arrays["source"]]
@@ -223,17 +187,17 @@ def test_encode_agrees_with_the_loaded_model_image_by_image(psa_command, trained
     np.testing.assert_allclose(arrays["weights"], posterior.weights, atol=1e-5)
 
 
-def test_encode_of_one_image_is_its_row_of_the_folder(psa_command, trained, folder, tmp_path):
-    everything = encoded(psa_command, trained, folder, tmp_path / "all.npz")
+def test_encode_of_one_image_is_its_row_of_the_folder(trained, folder, tmp_path):
+    everything = encoded(trained, folder, tmp_path / "all.npz")
     picture = folder / "images" / "003.png"
-    one = encoded(psa_command, trained, picture, tmp_path / "one.npz")
+    one = encoded(trained, picture, tmp_path / "one.npz")
     assert one["source"].tolist() == [str(picture)]
     for name in ("slots", "masks", "weights"):
         np.testing.assert_allclose(one[name][0], everything[name][3], atol=1e-5)
 
 
-def test_encode_of_hdf5_names_file_and_row(psa_command, trained, hdf5, tmp_path):
-    arrays = encoded(psa_command, trained, hdf5, tmp_path / "file.npz")
+def test_encode_of_hdf5_names_file_and_row(trained, hdf5, tmp_path):
+    arrays = encoded(trained, hdf5, tmp_path / "file.npz")
     assert arrays["source"].tolist() == [f"{hdf5}[{row}]" for row in range(12)]
     assert arrays["masks"].shape == (12, 3, tiny.SIZE, tiny.SIZE)
 
@@ -296,7 +260,7 @@ def broken_configuration(tmp: Path) -> tuple[list, str]:
     ],
     ids=lambda mistake: mistake.__name__,
 )
-def test_train_names_the_file_at_fault_and_leaves_nothing_behind(psa_command, tmp_path, mistake):
+def test_train_names_the_file_at_fault_and_leaves_nothing_behind(tmp_path, mistake):
     arguments, words = mistake(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     out = [] if "--out" in arguments else ["--out", tmp_path / "run"]
@@ -336,7 +300,7 @@ def test_train_names_the_file_at_fault_and_leaves_nothing_behind(psa_command, tm
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 @pytest.mark.usefixtures("unchecked")
-def test_train_names_the_setting_at_fault_and_leaves_nothing_behind(psa_command, tmp_path, arguments, words):
+def test_train_names_the_setting_at_fault_and_leaves_nothing_behind(tmp_path, arguments, words):
     settings = tiny.options([*tiny.SETTINGS, *tiny.SPRITES])
     result = psa_command("train", "--out", tmp_path / "run", *settings, *arguments, "--json")
     assert_says_one_line(result, 2, words)
@@ -344,7 +308,7 @@ def test_train_names_the_setting_at_fault_and_leaves_nothing_behind(psa_command,
     assert list(result.json) == ["error"]
 
 
-def test_commands_on_a_folder_that_is_no_run_say_so(psa_command, folder, tmp_path):
+def test_commands_on_a_folder_that_is_no_run_say_so(folder, tmp_path):
     out = tmp_path / "x.npz"
     for arguments in (
         ["evaluate", folder],
@@ -384,7 +348,7 @@ SPOILS = [foreign_pickle, foreign_safetensors, foreign_notes, truncated, empty, 
 
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
-def test_a_spoilt_checkpoint_is_named(psa_command, trained, folder, tmp_path, spoil):
+def test_a_spoilt_checkpoint_is_named(trained, folder, tmp_path, spoil):
     run = copy_run(trained, tmp_path / "run")
     spoil(run / "checkpoint.safetensors")
     result = psa_command("encode", run, folder, "--out", tmp_path / "x.npz", "--json")
@@ -394,7 +358,7 @@ def test_a_spoilt_checkpoint_is_named(psa_command, trained, folder, tmp_path, sp
 
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
-def test_a_spoilt_state_is_named_by_resume_and_the_weights_stay(psa_command, trained, tmp_path, spoil):
+def test_a_spoilt_state_is_named_by_resume_and_the_weights_stay(trained, tmp_path, spoil):
     run = copy_run(trained, tmp_path / "run")
     spoil(run / "state.safetensors")
     before = (run / "checkpoint.safetensors").read_bytes()
@@ -403,14 +367,14 @@ def test_a_spoilt_state_is_named_by_resume_and_the_weights_stay(psa_command, tra
     assert (run / "checkpoint.safetensors").read_bytes() == before
 
 
-def test_resume_with_another_architecture_is_refused(psa_command, trained, tmp_path):
+def test_resume_with_another_architecture_is_refused(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     result = psa_command("train", "--resume", "--out", run, "--set", "decoder.hidden_dim=24")
     assert_says_one_line(result, 2, run / "state.safetensors")
     assert RunDirectory(run).read_config()["decoder"]["hidden_dim"] == 16
 
 
-def test_encode_names_what_it_cannot_read_or_write_and_leaves_nothing_behind(psa_command, trained, folder, tmp_path):
+def test_encode_names_what_it_cannot_read_or_write_and_leaves_nothing_behind(trained, folder, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"text")
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.iterdir())
@@ -426,11 +390,11 @@ def test_encode_names_what_it_cannot_read_or_write_and_leaves_nothing_behind(psa
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_evaluate_names_a_split_that_does_not_exist(psa_command, trained):
+def test_evaluate_names_a_split_that_does_not_exist(trained):
     assert_says_one_line(psa_command("evaluate", trained, "--split", "dev"), 2, "dev", "train, val, test")
 
 
-def test_sprites_do_not_fit_a_run_that_is_not_square(psa_command, tmp_path, folder):
+def test_sprites_do_not_fit_a_run_that_is_not_square(tmp_path, folder):
     oblong = psa_command("train", "--data", folder, "--out", tmp_path / "run", *SETTINGS, "--set", "data.size=[8, 16]")
     assert oblong.code == 0, oblong.err
     result = psa_command("evaluate", tmp_path / "run", "--data", "sprites")
@@ -438,14 +402,14 @@ def test_sprites_do_not_fit_a_run_that_is_not_square(psa_command, tmp_path, fold
 
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
-def test_a_loss_that_is_not_finite_ends_with_advice_and_code_1(psa_command, folder, tmp_path):
+def test_a_loss_that_is_not_finite_ends_with_advice_and_code_1(folder, tmp_path):
     settings = [*SETTINGS, "--set", "training.learning_rate=1e30", "--set", "training.warmup_steps=0"]
     result = psa_command("train", "--data", folder, "--out", tmp_path / "run", *settings, "--json")
     assert_says_one_line(result, 1, tmp_path / "run", "not finite", "training.learning_rate")
     assert list(result.json) == ["error"]
 
 
-def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(psa_command, folder, tmp_path):
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(folder, tmp_path):
     run = RunDirectory(tmp_path / "run")
     often = tiny.options(["training.steps=1000000", "training.evaluate_every=5"])
     process = start("train", "--data", folder, "--out", run.path, "--json", *SETTINGS, *often)
@@ -503,19 +467,19 @@ def test_ctrl_c_in_a_demo_ends_its_processes_and_says_how_to_go_on(tmp_path):
     psa.load(named)
 
 
-def test_demo_refuses_a_folder_that_is_not_its_own(psa_command, folder):
+def test_demo_refuses_a_folder_that_is_not_its_own(folder):
     before = sorted(folder.rglob("*"))
     assert_says_one_line(psa_command("demo", "--out", folder, "--json"), 2, folder, "--out")
     assert sorted(folder.rglob("*")) == before
 
 
-def test_demo_refuses_too_little_time(psa_command, tmp_path):
+def test_demo_refuses_too_little_time(tmp_path):
     result = psa_command("demo", "--out", tmp_path / "demo", "--seconds", "2")
     assert_says_one_line(result, 2, "--seconds 2")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bench_times_every_variant_asked_for(psa_command, monkeypatch):
+def test_bench_times_every_variant_asked_for(monkeypatch):
     variants = ("recipe", "sa")
     bench_module = importlib.import_module("psa.cli.bench")  # psa.cli.bench is the command itself
     monkeypatch.setattr(bench_module, "VARIANTS", variants)
@@ -532,7 +496,7 @@ def test_bench_times_every_variant_asked_for(psa_command, monkeypatch):
 
 
 @pytest.mark.parametrize(("option", "value"), [("--suite", "nothing"), ("--device", "toaster")])
-def test_bench_names_what_it_does_not_have(psa_command, option, value):
+def test_bench_names_what_it_does_not_have(option, value):
     assert_says_one_line(psa_command("bench", option, value), 2, option, value)
 
 

@@ -1,7 +1,6 @@
 import json
 import shutil
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from command_line import assert_says_one_line, contents
+from command_line import run as psa_command
 from PIL import Image
 
 import psa.arviz  # first: it knows which of ArviZ's warnings are meant for nobody
-from psa.cli import main
 from psa.inference import annealed_scenes
 from psa.inference.autoencoder import build_autoencoder
 from psa.inference.run_comparison import Settings
@@ -21,31 +21,7 @@ from psa.runs import RunDirectory, save_tensors
 
 BRIEF = ["--images", 4, "--samples", 4]
 FILES = {"compare.json", "compare.png", "compare.nc"}
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict:
-        return json.loads(self.out.splitlines()[-1])
-
-
-@pytest.fixture
-def compare(capsys):
-    """``psa compare`` with these arguments."""
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(["compare", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return Result(caught.value.code, out, err)
-
-    return run
+compare = partial(psa_command, "compare")
 
 
 def write_run(path: Path, values: dict = tiny.WITH_KL, *settings: str) -> Path:
@@ -69,21 +45,7 @@ def runs(tmp_path_factory) -> list[Path]:
     return [write_run(folder / str(place), tiny.WITH_KL, *some) for place, some in enumerate(settings)]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file at any depth, hidden ones too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def assert_says_one_line(result: Result, code: int, *words: object) -> None:
-    assert result.code == code, result.err
-    lines = result.err.rstrip().splitlines()
-    assert [line for line in lines if line.startswith("psa: ")] == lines[-1:]
-    assert "Traceback" not in result.err
-    for word in words:
-        assert str(word) in lines[-1]
-
-
-def test_the_result_is_the_librarys_and_is_in_the_folder(compare, runs, tmp_path):
+def test_the_result_is_the_librarys_and_is_in_the_folder(runs, tmp_path):
     out = tmp_path / "deep" / "out"
     result = compare(*runs, *BRIEF, "--seed", 3, "--out", out, "--json")
     assert result.code == 0, result.err
@@ -98,7 +60,7 @@ def test_the_result_is_the_librarys_and_is_in_the_folder(compare, runs, tmp_path
         assert picture.size[0] > 1500
 
 
-def test_the_table_says_what_was_found(compare, runs, tmp_path):
+def test_the_table_says_what_was_found(runs, tmp_path):
     result = compare(*runs, *BRIEF, "--out", tmp_path, "--json")
     table = "".join(result.out.split())
     for row in result.json["runs"]:
@@ -114,7 +76,7 @@ def test_the_table_says_what_was_found(compare, runs, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["elbo", "iwae", "annealed"])
-def test_a_run_beside_itself_differs_by_nothing_and_is_no_replicate(compare, runs, tmp_path, method, monkeypatch):
+def test_a_run_beside_itself_differs_by_nothing_and_is_no_replicate(runs, tmp_path, method, monkeypatch):
     brief = partial(annealed_scenes.Schedule, num_temperatures=3, num_leapfrog=1)
     monkeypatch.setattr(annealed_scenes, "Schedule", brief)
     found = compare(
@@ -130,14 +92,14 @@ def test_a_run_beside_itself_differs_by_nothing_and_is_no_replicate(compare, run
     assert "warning" not in found.err
 
 
-def test_other_data_can_be_named(compare, runs, tmp_path):
+def test_other_data_can_be_named(runs, tmp_path):
     folder = tiny.write_folder(tmp_path / "scenes", 6, size=24)
     found = compare(runs[0], runs[1], *BRIEF, "--data", folder, "--split", "all", "--out", tmp_path / "out", "--json")
     assert found.code == 0, found.err
     assert (found.json["data"], found.json["images"]) == (str(folder), 4)
 
 
-def test_an_earlier_result_is_replaced_and_other_files_stay(compare, runs, tmp_path):
+def test_an_earlier_result_is_replaced_and_other_files_stay(runs, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "compare.json").write_text("{}")
@@ -148,7 +110,7 @@ def test_an_earlier_result_is_replaced_and_other_files_stay(compare, runs, tmp_p
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 2)])
-def test_what_stops_halfway_leaves_the_earlier_result(compare, runs, tmp_path, monkeypatch, error, code):
+def test_what_stops_halfway_leaves_the_earlier_result(runs, tmp_path, monkeypatch, error, code):
     def fail(*_: object) -> None:
         raise error
 
@@ -197,7 +159,7 @@ def foreign(tmp: Path) -> Path:
         (lambda tmp, run: [run, run, "--data", tmp / "none"], "none: expected a data set"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(compare, runs, tmp_path, monkeypatch, make, words):
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(runs, tmp_path, monkeypatch, make, words):
     arguments = make(tmp_path, runs[0])
     before = contents(tmp_path)
     monkeypatch.chdir(tmp_path)

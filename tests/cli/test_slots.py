@@ -1,19 +1,19 @@
-import io
 import json
 import subprocess
 import sys
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import Result, assert_says_one_line, contents
+from command_line import run as psa_command
 from PIL import Image
 
 import psa.arviz  # first: it knows which of ArviZ's warnings are meant for nobody
-from psa.cli import main, slot_evidence
+from psa.cli import slot_evidence
 from psa.data.token_files import read_tokens
 from psa.inference import evidence
 from psa.inference.compare import compare_slot_counts, occupied_distribution, weak_prior
@@ -23,48 +23,11 @@ import arviz  # isort: skip
 MOST = 3
 ROW = {"num_slots", "log_evidence", "standard_error", "failed", "bound", "probability"}
 PREDICTED = {"elpd", "elpd_se", "pareto_k", "netcdf"}
+slots = partial(psa_command, "slots")
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict:
-        return json.loads(self.out.splitlines()[-1])
-
-    def column(self, name: str) -> list:
-        return [row[name] for row in self.json["counts"]]
-
-
-@pytest.fixture
-def slots(capsys):
-    """``psa slots`` with these arguments."""
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(["slots", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return Result(caught.value.code, out, err)
-
-    return run
-
-
-def assert_says_one_line(result: Result, code: int, *words: object) -> None:
-    assert result.code == code, result.err
-    lines = result.err.rstrip().splitlines()
-    assert [line for line in lines if line.startswith("psa: ")] == lines[-1:]
-    assert "Traceback" not in result.err
-    for word in words:
-        assert str(word) in lines[-1]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file at any depth, hidden ones too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def column(result: Result, name: str) -> list:
+    return [row[name] for row in result.json["counts"]]
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +43,7 @@ def points(tmp_path_factory) -> Path:
 def done(points, tmp_path_factory) -> tuple[Result, Path]:
     """A run with the default options, and its folder. Nothing may change it."""
     out = tmp_path_factory.mktemp("runs") / "deep" / "slots"
-    printed, said = io.StringIO(), io.StringIO()
-    with redirect_stdout(printed), redirect_stderr(said), pytest.raises(SystemExit) as caught:
-        main(["slots", str(points), "--max", str(MOST), "--out", str(out), "--json"])
-    result = Result(caught.value.code, printed.getvalue(), said.getvalue())
+    result = slots(points, "--max", MOST, "--out", out, "--json")
     assert result.code == 0, result.err
     return result, out
 
@@ -102,8 +62,8 @@ def test_the_answer_stands_below_the_table(done):
     result, out = done
     row = next(line for line in result.out.splitlines() if line.split()[:1] == ["2"])
     for name, digits in (("log_evidence", 2), ("bound", 2), ("probability", 3), ("elpd", 1), ("pareto_k", 2)):
-        assert f"{result.column(name)[1]:.{digits}f}" in row.split()
-    probability = result.column("probability")[1]
+        assert f"{column(result, name)[1]:.{digits}f}" in row.split()
+    probability = column(result, "probability")[1]
     assert (
         f"K = 2 has probability {probability:.2f}; 2 slots are occupied in a sparse fit with probability" in result.out
     )
@@ -113,9 +73,9 @@ def test_the_answer_stands_below_the_table(done):
 
 def test_probabilities_are_those_of_the_evidence(done):
     found = done[0]
-    log_evidence = torch.tensor(found.column("log_evidence"), dtype=torch.float64)
-    assert sum(found.column("probability")) == pytest.approx(1.0)
-    np.testing.assert_allclose(found.column("probability"), log_evidence.softmax(0))
+    log_evidence = torch.tensor(column(found, "log_evidence"), dtype=torch.float64)
+    assert sum(column(found, "probability")) == pytest.approx(1.0)
+    np.testing.assert_allclose(column(found, "probability"), log_evidence.softmax(0))
     assert found.json["best"] == int(log_evidence.argmax()) + 1 == 2
     assert sum(found.json["occupied"]) == pytest.approx(1.0)
     assert found.json["best_occupied"] == int(np.argmax(found.json["occupied"]))
@@ -123,7 +83,7 @@ def test_probabilities_are_those_of_the_evidence(done):
 
 
 @pytest.mark.parametrize("method", ["annealed", "importance", "variational"])
-def test_the_table_equals_the_library_with_the_same_seed(slots, points, tmp_path, method):
+def test_the_table_equals_the_library_with_the_same_seed(points, tmp_path, method):
     options = ["--method", method, "--draws", "none", "--concentration", 0.5, "--seed", 7, "--max", 2]
     found = slots(points, *options, "--out", tmp_path, "--json")
     assert found.code == 0, found.err
@@ -138,7 +98,7 @@ def test_the_table_equals_the_library_with_the_same_seed(slots, points, tmp_path
         ("bound", expected.bound),
         ("probability", expected.posterior),
     ):
-        np.testing.assert_allclose(found.column(name), values[0], rtol=1e-12)
+        np.testing.assert_allclose(column(found, name), values[0], rtol=1e-12)
     occupied = occupied_distribution(tokens[None], prior, 2, generator=generator)[0]
     np.testing.assert_allclose(found.json["occupied"], occupied)
     assert all(row.keys() == ROW for row in found.json["counts"])
@@ -150,7 +110,7 @@ def test_the_default_method_is_the_librarys(done):
     generator = torch.Generator().manual_seed(0)
     expected = compare_slot_counts(tokens[None], weak_prior(tokens), MOST, generator=generator)
     assert done[0].json["method"] == expected.method
-    np.testing.assert_allclose(done[0].column("log_evidence"), expected.log_evidence[0], rtol=1e-9)
+    np.testing.assert_allclose(column(done[0], "log_evidence"), expected.log_evidence[0], rtol=1e-9)
 
 
 def test_draws_are_files_that_arviz_reads_and_compares(done):
@@ -160,7 +120,7 @@ def test_draws_are_files_that_arviz_reads_and_compares(done):
         assert data["posterior"].sizes["slot"] == int(count)
         assert (data["posterior"].sizes["chain"], data["posterior"].sizes["draw"]) == (4, 250)
         np.testing.assert_array_equal(data["observed_data"]["values"], np.load(result.json["path"]))
-    elpd = dict(zip(fits, result.column("elpd"), strict=True))
+    elpd = dict(zip(fits, column(result, "elpd"), strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas deprecates what ArviZ calls; a large Pareto k is in our table
         table = arviz.compare(fits)
@@ -170,7 +130,7 @@ def test_draws_are_files_that_arviz_reads_and_compares(done):
         assert row["elpd_loo"] == pytest.approx(psa.arviz.loo(fits[count]).elpd)
 
 
-def test_nuts_draws_come_with_their_convergence(slots, tmp_path, monkeypatch):
+def test_nuts_draws_come_with_their_convergence(tmp_path, monkeypatch):
     monkeypatch.setattr(slot_evidence, "NUM_DRAWS", 8)
     monkeypatch.setattr(slot_evidence, "NUM_WARMUP", 5)
     np.save(tmp_path / "tokens.npy", np.random.default_rng(0).normal(size=5))
@@ -184,21 +144,21 @@ def test_nuts_draws_come_with_their_convergence(slots, tmp_path, monkeypatch):
     assert "k draws" not in found.out
 
 
-def test_six_tokens_can_be_summed_exactly_and_the_default_maximum_is_their_number(slots, tmp_path):
+def test_six_tokens_can_be_summed_exactly_and_the_default_maximum_is_their_number(tmp_path):
     tokens = np.random.default_rng(0).normal(size=(6, 2))
     np.save(tmp_path / "tokens.npy", tokens)
     found = slots(tmp_path / "tokens.npy", "--method", "exact", "--draws", "none", "--out", tmp_path / "out", "--json")
     assert found.code == 0, found.err
-    assert found.column("num_slots") == [1, 2, 3, 4, 5, 6]
-    assert found.column("standard_error") == [0.0] * 6
+    assert column(found, "num_slots") == [1, 2, 3, 4, 5, 6]
+    assert column(found, "standard_error") == [0.0] * 6
     assert "±" not in found.out
     values = torch.from_numpy(tokens)
-    for count, value in ((1, found.column("log_evidence")[0]), (3, found.column("log_evidence")[2])):
+    for count, value in ((1, column(found, "log_evidence")[0]), (3, column(found, "log_evidence")[2])):
         exact = evidence.exact_log_evidence(values[None], weak_prior(values), count)
         assert value == pytest.approx(float(exact))
 
 
-def test_an_image_is_its_pixels(slots, tmp_path):
+def test_an_image_is_its_pixels(tmp_path):
     picture = np.zeros((12, 12, 3), np.uint8)
     picture[:, 6:] = (255, 0, 0)
     Image.fromarray(picture).save(tmp_path / "[red].png")
@@ -211,42 +171,42 @@ def test_an_image_is_its_pixels(slots, tmp_path):
     tokens = torch.from_numpy(read_tokens(tmp_path / "[red].png", size=6).values)
     generator = torch.Generator().manual_seed(0)
     expected = compare_slot_counts(tokens[None], weak_prior(tokens), 2, "variational", generator=generator)
-    np.testing.assert_allclose(found.column("log_evidence"), expected.log_evidence[0])
+    np.testing.assert_allclose(column(found, "log_evidence"), expected.log_evidence[0])
     with Image.open(out / "slots.png") as shown:
         assert shown.size[0] > 2000
 
 
-def test_item_chooses_among_images(slots, points, tmp_path):
+def test_item_chooses_among_images(points, tmp_path):
     np.save(tmp_path / "two.npy", np.stack([np.zeros((24, 2)), np.load(points)]))
     options = ["--max", 2, "--method", "variational", "--draws", "none", "--out", tmp_path / "out", "--json"]
     one, other = slots(points, *options), slots(tmp_path / "two.npy", "--item", 1, *options)
-    assert one.column("log_evidence") == other.column("log_evidence")
+    assert column(one, "log_evidence") == column(other, "log_evidence")
     assert other.json["item"] == 1
 
 
-def test_what_is_not_to_be_trusted_is_said_and_marked(slots, points, tmp_path, monkeypatch):
+def test_what_is_not_to_be_trusted_is_said_and_marked(points, tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "MAX_STANDARD_ERROR", -1.0)
     np.save(tmp_path / "two.npy", np.array([0.0, 1.0]))  # nothing predicts a token from one other
     found = slots(tmp_path / "two.npy", "--out", tmp_path / "out", "--json")
     assert found.code == 0
-    assert found.column("failed") == [True, True]
+    assert column(found, "failed") == [True, True]
     assert found.out.count(" !") == 2
     warned = [line for line in found.err.splitlines() if line.startswith("warning: K = ")]
     assert any("K = 1, 2: the evidence failed" in line and "another --method" in line for line in warned)
-    unpredicted = ", ".join(str(count) for count, k in enumerate(found.column("pareto_k"), 1) if k > 0.7)
+    unpredicted = ", ".join(str(count) for count, k in enumerate(column(found, "pareto_k"), 1) if k > 0.7)
     assert any(f"K = {unpredicted}: some tokens are predicted too badly" in line for line in warned)
 
 
 def test_no_doubt_no_warning(done):
     result = done[0]
-    doubtful = any(k > 0.7 for name in ("pareto_k", "draws_pareto_k") for k in result.column(name))
+    doubtful = any(k > 0.7 for name in ("pareto_k", "draws_pareto_k") for k in column(result, name))
     assert ("warning" in result.err) == doubtful
 
 
 BRIEF = ["--max", 1, "--method", "variational"]
 
 
-def test_an_earlier_result_is_replaced_whole_and_other_files_stay(slots, points, tmp_path):
+def test_an_earlier_result_is_replaced_whole_and_other_files_stay(points, tmp_path):
     out = tmp_path / "out"
     assert slots(points, *BRIEF, "--max", 2, "--out", out).code == 0
     (out / "slots-x.nc").write_text("mine")
@@ -259,7 +219,7 @@ def test_an_earlier_result_is_replaced_whole_and_other_files_stay(slots, points,
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 2)])
 @pytest.mark.parametrize("where", ["write_netcdf", "slot_counts_figure"])
-def test_what_stops_halfway_leaves_the_earlier_result(slots, points, tmp_path, monkeypatch, where, error, code):
+def test_what_stops_halfway_leaves_the_earlier_result(points, tmp_path, monkeypatch, where, error, code):
     earlier = tmp_path / "earlier"
     earlier.mkdir()
     (earlier / "slots.json").write_text("{}")
@@ -305,7 +265,7 @@ def npy(path: Path, array: object) -> Path:
         (lambda tmp: [npy(tmp / "t.npy", [1.0]), "--draws", "x"], "--draws x: expected one of variational, nuts, none"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(slots, tmp_path, monkeypatch, make, words):
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, make, words):
     arguments = make(tmp_path)
     before = contents(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -316,7 +276,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(slots, tmp_path, monkey
     assert len(list(tmp_path.iterdir())) == len(before)
 
 
-def test_an_empty_file_is_named(slots, tmp_path):
+def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "empty.npy").write_bytes(b"")
     assert_says_one_line(slots(tmp_path / "empty.npy", "--out", tmp_path / "out"), 2, "empty.npy", "an empty file")
     assert not (tmp_path / "out").exists()

@@ -274,7 +274,7 @@ def test_settings_outside_their_support_are_refused():
             held_out_check(MODEL, token_sets(1, num_tokens), SPREAD, FEW, generator(), share)
     full = fit_local_mixture(token_sets(1), PRIOR, 2, options=FitOptions(covariance="full"))
     with pytest.raises(ValueError, match="fit must have diagonal covariances"):
-        fit_draw(full, 3)
+        fit_draw(full, 3)(1)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ class Oracle(SlotAutoencoder):
         self.encoded = images
         return super().encode(images)
 
-    def decode(self, slots: Tensor) -> DecodedScene:
+    def decode(self, slots: Tensor, active: Tensor | None = None) -> DecodedScene:
         known = self.truth.batch(slice(None))
         index = [int((known == image).flatten(1).all(1).nonzero()[0, 0]) for image in self.encoded]
         log_masks = torch.nn.functional.one_hot(self.truth.masks[index], 5).movedim(-1, 1).float().log().clamp(min=-50)

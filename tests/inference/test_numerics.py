@@ -2,16 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 from contracts import draw, loss_of
+from largest_tensor import largest_tensor
 from tolerances import FLOAT32
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from psa.inference.em import MixtureState, attend
 from psa.inference.slot_inference import SlotInference
@@ -32,32 +29,6 @@ def test_float32_agrees_with_float64_a_thousand_spreads_from_the_origin(name: st
     assert float((single.responsibilities - double.responsibilities).abs().max()) < 1e-4
     assert float((single.var / double.var - 1).abs().max()) < 1e-4
     assert float(((single.loc - double.loc).abs() / double.var.sqrt()).max()) < 1e-3
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the largest number of elements in any tensor that an operation makes, forward or backward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def note(self, tensor: Tensor) -> Tensor:
-        self.largest = max(self.largest, tensor.numel())
-        return tensor
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.note(leaf)
-        return out
-
-
-@contextmanager
-def largest_tensor() -> Iterator[LargestTensor]:
-    probe = LargestTensor()
-    with torch.autograd.graph.saved_tensors_hooks(probe.note, lambda tensor: tensor), probe:
-        yield probe
 
 
 B, K, N, D = 3, 7, 11, 5

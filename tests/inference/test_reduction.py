@@ -16,10 +16,10 @@ import torch
 from contracts import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import largest_tensor
 from sklearn.mixture import GaussianMixture
 from tolerances import CONVERGED, FLOAT32, assert_close
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from psa.inference import aggregate, reduction
 from psa.inference.em import MixtureState
@@ -168,18 +168,6 @@ def test_a_sample_starts_em_and_the_passes_see_every_slot(monkeypatch: pytest.Mo
     assert_close(few.variance, full.variance, CONSERVED)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the largest number of elements in any tensor that an operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            self.largest = max(self.largest, out.numel())
-        return out
-
-
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_held_does_not_grow_with_the_number_of_images(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(reduction, "START_SLOTS", 90)
@@ -187,7 +175,7 @@ def test_what_is_held_does_not_grow_with_the_number_of_images(monkeypatch: pytes
     held = []
     for num_images in (300, 3000):
         chunk = some_chunk(num_images)
-        with LargestTensor() as probe:
+        with largest_tensor() as probe:
             options = ReductionOptions(num_passes=2, num_restarts=1, start_passes=1)
             aggregate.reduce(cut(chunk, list(range(50, num_images, 50))), 4, options=options)
         held.append(probe.largest)

@@ -191,9 +191,9 @@ def test_sigma_is_the_runs_own_a_number_or_fitted_on_other_images(runs, monkeypa
     assert choose_sigma(run, Settings()) == 0.7
     assert choose_sigma(run, Settings(sigma="0.25")) == 0.25
     seen: list[str] = []
-    opened = psa.inference.run_comparison.open_split
+    opened = psa.inference.sessions.open_split
     monkeypatch.setattr(
-        psa.inference.run_comparison, "open_split", lambda data, split: (seen.append(split), opened(data, split))[1]
+        psa.inference.sessions, "open_split", lambda data, split: (seen.append(split), opened(data, split))[1]
     )
     monkeypatch.setattr(psa.inference.run_comparison, "FIT_IMAGES", 2)
     monkeypatch.setattr(psa.inference.run_comparison, "FIT_SAMPLES", 4)

@@ -1,15 +1,10 @@
-import builtins
-
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 from tolerances import assert_close
 
-from psa.errors import PsaError
 from psa.metrics.generation import FewImagesWarning, frechet_distance
-
-pytest.importorskip("torchmetrics")
 
 NUM_FEATURES = 12
 
@@ -73,16 +68,3 @@ def test_it_refuses_too_few_images_and_features_of_another_shape():
         frechet_distance([drawn(30, 0)], [drawn(30, 1)], lambda images: images)
     with pytest.raises(ValueError, match="features must be finite"):
         frechet_distance([drawn(30, 0)], [drawn(30, 1)], lambda images: images.flatten(1) / 0.0)
-
-
-def test_without_torchmetrics_the_line_says_what_to_install(monkeypatch):
-    real_import = builtins.__import__
-
-    def absent(name: str, *rest: object, **named: object) -> object:
-        if name.startswith("torchmetrics"):
-            raise ImportError(name)
-        return real_import(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(PsaError, match="pip install torchmetrics"):
-        frechet_distance([drawn(30, 0)], [drawn(30, 1)], features)

@@ -12,10 +12,10 @@ import torch
 from contracts import draw
 from hypothesis import given
 from hypothesis import strategies as st
+from largest_tensor import largest_tensor
 from safetensors.torch import save_file
 from tolerances import FLOAT32, STANDARD_ERRORS, assert_close, assert_mean_is
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from psa.errors import RunError
 from psa.models import aggregate
@@ -79,18 +79,6 @@ def test_log_prob_in_pieces_is_that_of_the_whole(full: bool, monkeypatch: pytest
     assert_close(prior.log_prob(slots), by_scipy(prior, slots))
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the largest number of elements in any tensor that an operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            self.largest = max(self.largest, out.numel())
-        return out
-
-
 @COVARIANCES
 @pytest.mark.usefixtures("unchecked")
 def test_log_prob_of_many_slots_under_many_components_makes_no_large_tensor(
@@ -98,7 +86,7 @@ def test_log_prob_of_many_slots_under_many_components_makes_no_large_tensor(
 ):
     prior, slots = some_prior(200, 4, full), draw(3000, 4, seed=7)
     monkeypatch.setattr(aggregate, "TERMS", 1 << 14)
-    with LargestTensor() as probe:
+    with largest_tensor() as probe:
         prior.log_prob(slots)
     assert 700 <= probe.largest <= 1 << 14 < min(3000 * 9, 3000 * 200)
 

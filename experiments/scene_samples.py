@@ -105,7 +105,8 @@ class Study:
         prior = self.run.scene_prior
         assert prior is not None
         return {
-            "scene": prior.draw_scenes,
+            "scene": lambda n, generator, temperature: self.run.draw(n, "scene", temperature, generator),
+            "scene, unseen objects not redrawn": prior.draw_scenes,
             "independent, equal weights": prior.draw_independent,
             "independent, the paper's weights": paper_draws(self.run, training),
             "independent, one Gaussian": gaussian_draws(self.run),

@@ -12,6 +12,7 @@ from psa.inference.config import DecoderConfig, RunConfig, parse_config
 from psa.inference.encoders.cnn import MIN_IMAGE_SIZE, CnnEncoder
 from psa.inference.guide import SceneGuide
 from psa.inference.relevance import RULES, Relevance
+from psa.inference.scene_draws import draw_seen_scenes
 from psa.inference.variants import build
 from psa.models.decoders import BroadcastDecoder, PatchDecoder
 from psa.models.scene import SceneModel
@@ -106,7 +107,7 @@ class SlotAutoencoder(nn.Module):
             n: Scenes.
             scheme: ``independent``, every slot from p(s) (the paper's), which is one diagonal Gaussian until an
                 aggregate prior is built; or ``scene``, a background and a number of objects
-                (:meth:`psa.models.scene_prior.ScenePrior.draw_scenes`).
+                (:func:`psa.inference.scene_draws.draw_seen_scenes`).
             temperature: Factor of the aggregate's covariances, >= 0.
             generator: Source of random numbers, on the model's device; the global one where None.
 
@@ -124,8 +125,9 @@ class SlotAutoencoder(nn.Module):
         if scheme not in SCHEMES:
             raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
         if self.scene_prior is not None:
-            prior = self.scene_prior
-            return (prior.draw_scenes if scheme == "scene" else prior.draw_independent)(n, generator, temperature)
+            if scheme == "scene":
+                return draw_seen_scenes(self.decode, self.scene_prior, n, generator, temperature)
+            return self.scene_prior.draw_independent(n, generator, temperature)
         if scheme == "scene" or temperature != 1.0 or generator is not None:
             raise ValueError(f"scheme {scheme!r} needs the run's aggregate prior (psa sample builds it)")
         slots = self.model.slot_prior.sample(torch.Size((n, self.model.num_slots)))

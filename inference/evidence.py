@@ -22,7 +22,7 @@ from psa.models.local_mixture import LocalMixturePrior
 METHODS = ("importance", "annealed")
 MAX_PARETO_K = 0.7
 LIGHT_TAIL = 0.02  # of the estimate
-FEWEST_DRAWS = 1000  # below, proposals that follow the draws bias the estimate by more than its error shows
+FEWEST_DRAWS = 1000  # below, neither the tail of the ratios nor the standard error says enough
 MAX_STANDARD_ERROR = 0.5  # nats, between independent annealed runs
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from psa.inference.readouts import NormalReadout
 from psa.inference.relevance import Relevance
 from psa.inference.slot_inference import SlotInference
-from psa.models.active_slots import only
+from psa.models.local_mixture import keeping
 from psa.models.scene import objective_scope
 from psa.records import SlotPosterior
 
@@ -93,7 +93,7 @@ class SceneGuide(nn.Module):
             pyro.plate("images", images.shape[0], dim=-2),
             pyro.plate("slots", posterior.loc.shape[1], dim=-1),
             objective_scope(self.kl_weight),
-            only(active),
+            keeping(active),
         ):
             pyro.sample("slot", self.slot_distribution(posterior))
         return posterior

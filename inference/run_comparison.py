@@ -114,6 +114,11 @@ def open_runs(paths: Sequence[Path]) -> list[TrainedRun]:
             raise RunError(
                 f"{path}: its slots are points (objective.sample = false), so it has no density; leave it out"
             )
+        if config.decoder.relevance != "none":
+            raise RunError(
+                f"{path}: its decoder leaves slots out (decoder.relevance = {config.decoder.relevance}), and log p(x) "
+                "is computed with all of them; set it to none in config.toml, or leave the run out"
+            )
         if config.slots.num_slots > MAX_SIZE:
             raise RunError(f"{path}: expected at most {MAX_SIZE} slots, got {config.slots.num_slots}")
         times[path] += 1

@@ -61,28 +61,27 @@ def build_scene_prior(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ScenePrior:
-    """The prior of a run from one draw of its slots for each image, each found to be background, object or empty.
+    """The prior of a run from the slots of each image, each found to be background, object or empty at its mean.
 
     The slots of a role, each as its whole Gaussian, are reduced to components of that role; a role's weight is the
-    share of its slots, so that the whole is the aggregate mixture with equal weights. The counts are those of the
-    draws: the average of p(number of objects | x) over the data.
+    share of its slots, so that the whole is the aggregate mixture with equal weights. The counts are those found. Roles
+    are looked for at the means of q(s | x), not in draws: noise lends an empty slot a faint object here and there,
+    which would be drawn as one, and smears the counts.
 
     Args:
         autoencoder: A run; its mode is not changed.
         images: The training images, M of them.
         num_components: Of the objects at most; a quarter as many for each other role.
-        seed: Of the draws and of the reduction.
+        seed: Of the reduction.
         progress: Called with the number of images done.
 
     Returns:
         The prior, on the run's device.
     """
-    generator = torch.Generator().manual_seed(seed)
     parts, roles = [], []
     for start in range(0, len(images), CHUNK):
         chunk, active = slot_posteriors(autoencoder, images.batch(slice(start, start + CHUNK)))
-        noise = torch.randn(chunk.loc.shape, generator=generator, dtype=chunk.loc.dtype).to(chunk.loc)
-        found = find_roles(autoencoder.decode(chunk.loc + chunk.var.sqrt() * noise, active))
+        found = find_roles(autoencoder.decode(chunk.loc, active))
         role = OBJECT * found.objects.long() + BACKGROUND * found.is_background.long()
         roles.append(role.masked_fill(~active, NOT_DECODED))
         parts.append(chunk)

@@ -1,12 +1,10 @@
 """Which slots of a scene are decoded, as a random variable of the scene program (docs/relevance.md)."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
-import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -39,8 +37,3 @@ class NonEmptySubset(dist.TorchDistribution):
         while bool((empty := ~active.any(-1)).any()):
             active[empty] = torch.rand(active[empty].shape, device=self.like.device) < 0.5
         return active.to(self.like.dtype)
-
-
-def only(active: Bool[Tensor, "batch slots"] | None) -> AbstractContextManager:
-    """Scope of the sites of slots: those that are not active have no density, and so no KL."""
-    return nullcontext() if active is None else pyro.poutine.mask(mask=active)

@@ -227,9 +227,10 @@ class AggregatePrior(dist.TorchDistribution):
         tensors, notes = load_tensors(Path(path))
         if not isinstance(notes, dict) or notes.pop("kind", None) != KIND:
             raise RunError(f"{path}: expected an aggregate prior, got a file of tensors of another kind")
-        own = {name: tensors[name] for name in TENSORS if name in tensors}
+        own: dict[str, Any] = {name: tensors[name] for name in TENSORS if name in tensors}
+        own |= {name: notes[name] for name in PROVENANCE if name in notes}
         try:
-            return cls(**own, **{name: notes[name] for name in PROVENANCE if name in notes})
+            return cls(**own)
         except (TypeError, ValueError) as error:
             raise RunError(f"{path}: expected an aggregate prior, got one that is none ({error})") from None
 

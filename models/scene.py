@@ -10,8 +10,9 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from psa.models.active_slots import NonEmptySubset, only
+from psa.models.active_slots import NonEmptySubset
 from psa.models.aggregate import AggregatePrior
+from psa.models.local_mixture import keeping
 from psa.records import DecodedScene
 
 LIKELIHOODS = ("normal", "mixture")
@@ -76,6 +77,10 @@ class SceneModel(nn.Module):
     Raises:
         ValueError: If the likelihood is unknown or sigma is not positive.
     """
+
+    component_weights: Tensor
+    component_loc: Tensor
+    component_var: Tensor
 
     def __init__(
         self,
@@ -154,7 +159,7 @@ class SceneModel(nn.Module):
             pyro.plate("images", batch, dim=-2),
             pyro.plate("slots", self.num_slots, dim=-1),
             objective_scope(self.kl_weight),
-            only(active),
+            keeping(active),
         ):
             slots = pyro.sample("slot", self.slot_prior)
         scene = self.decoder(slots) if active is None else self.decoder(slots, active)

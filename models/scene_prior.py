@@ -106,16 +106,24 @@ class ScenePrior:
         found = torch.searchsorted(cumulative, place * cumulative[-1], right=True)
         return found.clamp(max=self.num_slots - 1)
 
-    def draw_scenes(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> SlotDraw:
+    def draw_scenes(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        counts: Int64[Tensor, " scenes"] | None = None,
+    ) -> SlotDraw:
         """n scenes: slot 0 is the background, then come the objects; the slots that are left are not active.
 
         Args:
             n: Scenes.
             generator: Source of random numbers, on the mixture's device; the global one where None.
             temperature: Factor of the covariances, >= 0.
+            counts: (n,), numbers of objects, below K; drawn where None.
         """
+        counts = self.draw_counts(n, generator) if counts is None else counts
         background, its_component = self.sample_role(BACKGROUND, (n, 1), generator, temperature)
-        active = torch.arange(self.num_slots, device=self.roles.device) <= self.draw_counts(n, generator)[:, None]
+        active = torch.arange(self.num_slots, device=self.roles.device) <= counts[:, None]
         if self.num_slots == 1 or self.share(OBJECT) == 0:
             rest = (n, self.num_slots - 1)
             slots, component = background.new_zeros(*rest, background.shape[-1]), its_component.new_zeros(rest)

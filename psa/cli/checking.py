@@ -123,6 +123,12 @@ def _check_run(
     if request.num_slots is not None:
         raise ConfigError(f"{path}: expected --slots for a file of tokens alone, a run has its own number")
     autoencoder = psa.load(path)
+    rule = autoencoder.config.decoder.relevance
+    if rule != "none":
+        raise ConfigError(
+            f"{path}: its decoder leaves slots out (decoder.relevance = {rule}), and replicates decode all of them; "
+            "set it to none in config.toml"
+        )
     statistics = _selected(request.statistics, IMAGE_STATISTICS, SLOT_STATISTICS, scene_statistics(autoencoder))
     features = None if request.features is None else named_features(request.features, autoencoder)
     wanted = request.num_images if features is None else max(request.num_images, NUM_FRECHET)

@@ -40,17 +40,12 @@ class Whitened:
     to_basis: Float64[Tensor, "features rank"]
     basis: Float64[Tensor, "rows rank"]
 
-    @property
-    def rank(self) -> int:
-        """R."""
-        return self.basis.shape[1]
-
 
 def whiten(rows: Float64[Tensor, "rows features"], rounding: float) -> Whitened:
     """Orthonormal coordinates of the span of centred rows, by a singular value decomposition.
 
-    Columns are scaled to length 1 first, so that the rank does not depend on units. A direction counts as noise below
-    10 D ``rounding`` of the longest, a column that is constant up to rounding as zero.
+    Columns are scaled to length 1 first, so that the rank does not depend on units. A direction is left out if it is
+    not longer than 10 times what rounding makes of it: numbers far from 0 that hardly vary are rounded coarsely.
 
     Args:
         rows: (rows, D), at least one.
@@ -59,19 +54,20 @@ def whiten(rows: Float64[Tensor, "rows features"], rounding: float) -> Whitened:
     mean = rows.mean(0)
     centred = rows - mean
     length = centred.norm(dim=0)
-    varies = length > rounding * len(rows) ** 0.5 * rows.abs().amax(0)
-    inverse = torch.where(varies, length, torch.inf).reciprocal()
+    rounded = rounding * len(rows) ** 0.5 * rows.abs().amax(0)
+    inverse = torch.where(length > rounded, length, torch.inf).reciprocal()
     _, singular, directions = torch.linalg.svd(centred * inverse, full_matrices=False)
-    kept = singular > 10.0 * rows.shape[1] * rounding * singular.amax()
+    noise = (directions * (rounded * inverse)).norm(dim=1) + rounding * rows.shape[1] * singular.amax()
+    kept = singular > 10.0 * noise
     to_basis = inverse[:, None] * (directions[kept] / singular[kept, None]).mT
     return Whitened(mean, to_basis, centred @ to_basis)
 
 
 def fit_affine(inputs: Whitened, targets: Float64[Tensor, "rows mapped"]) -> AffineMap:
-    """The map of least sum of squares |x matrix + offset - y|^2 over rows; of several the one that ignores no-rank axes.
+    """The map of least sum of squares |x matrix + offset - y|^2 over rows.
 
     Args:
-        inputs: Of the rows x, from :func:`whiten`.
+        inputs: Of the rows x, from :func:`whiten`. Where they lack rank, directions that they do not span map to 0.
         targets: y, (rows, D').
     """
     mean = targets.mean(0)
@@ -116,15 +112,21 @@ def require_rows(num_rows: int, num_features: int, name: str) -> None:
         )
 
 
-def require_rank(inputs: Whitened, name: str) -> None:
-    """Raise ValueError if the rows do not determine an affine map: [X, 1] has a rank below D + 1."""
-    num_rows, num_features = len(inputs.basis), len(inputs.mean)
+def whiten_determined(rows: Float64[Tensor, "rows features"], rounding: float, name: str) -> Whitened:
+    """:func:`whiten` rows that determine an affine map.
+
+    Raises:
+        ValueError: If [X, 1] has a rank below D + 1.
+    """
+    num_rows, num_features = rows.shape
     require_rows(num_rows, num_features, name)
-    if inputs.rank < num_features:
+    found = whiten(rows, rounding)
+    if found.basis.shape[1] < num_features:
         raise ValueError(
             f"{name}: expected training rows of rank D + 1 = {num_features + 1}, "
-            f"came rank {inputs.rank + 1} in {num_rows} rows"
+            f"came rank {found.basis.shape[1] + 1} in {num_rows} rows"
         )
+    return found
 
 
 def require_variation(rows: Float64[Tensor, "rows features"], name: str, rounding: float) -> None:

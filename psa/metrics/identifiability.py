@@ -1,6 +1,5 @@
 """Do two runs agree up to slot order and one affine map? SMCC, with its null (docs/identifiability.md)."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,17 +12,17 @@ from psa.metrics.affine_fit import (
     fit_affine,
     pearson,
     r_squared,
-    require_rank,
     require_rows,
     require_variation,
     rounding_of,
     whiten,
+    whiten_determined,
 )
+from psa.metrics.held_out import correlation_interval, cycle, training_share
 from psa.metrics.slot_matching import match_alternating, match_by_overlap, pairs
 
 MATCHINGS = ("overlap", "alternate")
 LEAST_WEIGHT = 0.01  # from which a slot is active
-COVERAGE = 0.95  # of the bootstrap interval
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Identifiability:
         canonical: Mean canonical correlation, directions found on the training images.
         null_smcc: smcc after permuting b's images and matching, fitting and scoring anew: what agreement by chance is.
         null_r2: r2 of the same.
-        interval: Of smcc, 95 % percentiles of the bootstrap over held-out images, the map as it is; None where not asked.
+        interval: Of smcc, 95 % percentiles over resamples of held-out images, the map as it is; None where not asked.
         share_excluded: Share of the M K matched pairs left out because a slot of the pair is inactive, in [0, 1).
         affine: The map a -> b as matrix (D, D') and offset (D'), float64.
         matching: (M, K), the slot of b for each slot of a.
@@ -126,13 +125,15 @@ def smcc(  # noqa: PLR0913
     matching = _known_matching(matching, a, b)
     if num_bootstrap < 0:
         raise ValueError(f"num_bootstrap: expected at least 0, came {num_bootstrap}")
-    train = _training_images(num_images, train_fraction, generator).to(a.slots.device)
+    train = training_share(num_images, train_fraction, "slots_a", generator).to(a.slots.device)
     same = torch.arange(num_images, device=a.slots.device)
     found = _agreement(a, b, same, train, matching)
-    null = _agreement(a, b, _other_images(num_images, generator).to(same), train, matching)
-    (forward, r2), (backward, r2_reverse) = _scores(found.affine, found.a, found.b), _scores(found.reverse, found.b, found.a)
+    null = _agreement(a, b, cycle(num_images, generator).to(same), train, matching)
+    forward, r2 = _scores(found.affine, found.a, found.b)
+    backward, r2_reverse = _scores(found.reverse, found.b, found.a)
     null_forward, null_r2 = _scores(null.affine, null.a, null.b)
-    interval = _interval(found, found.kept[~train].sum(1), num_bootstrap, generator) if num_bootstrap else None
+    rows_of_image = found.kept[~train].sum(1)
+    resampled = (found.affine(found.a), found.b, rows_of_image, num_bootstrap, generator)
     return Identifiability(
         smcc=forward,
         r2=r2,
@@ -141,7 +142,7 @@ def smcc(  # noqa: PLR0913
         canonical=found.canonical,
         null_smcc=null_forward,
         null_r2=null_r2,
-        interval=interval,
+        interval=correlation_interval(*resampled) if num_bootstrap else None,
         share_excluded=1.0 - found.kept.double().mean().item(),
         affine=found.affine,
         matching=found.matching,
@@ -162,7 +163,7 @@ def _side(name: str, slots: Tensor, masks: Tensor | None, weights: Tensor | None
             raise ValueError(f"{kind}_{name}: expected finite numbers >= 0, came others")
     active = torch.ones(shape, dtype=torch.bool, device=slots.device)
     if weights is not None:
-        active = weights.detach() >= LEAST_WEIGHT if weights.dtype != torch.bool else weights
+        active = weights.detach() >= LEAST_WEIGHT
     values = torch.where(active[:, :, None], values, torch.zeros_like(values))
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"slots_{name}: expected finite numbers in active slots, came others")
@@ -189,25 +190,6 @@ def _known_matching(matching: str | None, a: _Side, b: _Side) -> str:
     return matching
 
 
-def _training_images(num_images: int, share: float, generator: torch.Generator | None) -> Bool[Tensor, " batch"]:
-    if not 0.0 < share < 1.0:
-        raise ValueError(f"train_fraction: expected a number between 0 and 1, came {share}")
-    if num_images < 2:
-        raise ValueError(f"slots_a: expected at least 2 images, to fit on and to hold out, came {num_images}")
-    count = min(max(round(share * num_images), 1), num_images - 1)
-    return _permutation(num_images, generator) < count
-
-
-def _other_images(num_images: int, generator: torch.Generator | None) -> Int64[Tensor, " batch"]:
-    """A permutation that is one random cycle, so that no image stays beside itself."""
-    cycle = _permutation(num_images, generator)
-    return torch.empty_like(cycle).scatter_(0, cycle, cycle.roll(1))
-
-
-def _permutation(length: int, generator: torch.Generator | None) -> Int64[Tensor, " batch"]:
-    return torch.randperm(length, generator=generator, device=None if generator is None else generator.device)
-
-
 def _agreement(
     a: _Side, b: _Side, order: Int64[Tensor, " batch"], train: Bool[Tensor, " batch"], matching: str
 ) -> _Agreement:
@@ -222,10 +204,9 @@ def _agreement(
     kept = a.active & active_b.gather(1, matched)
     rows_a, rows_b = pairs(a.slots, slots_b, matched, a.active, active_b)
     fitted = train[:, None].expand_as(kept)[kept]
-    require_rows(int(fitted.sum()), a.slots.shape[2], a.name)
+    from_a = whiten_determined(rows_a[fitted], a.rounding, a.name)
     require_rows(int(fitted.sum()), b.slots.shape[2], b.name)
-    from_a, from_b = whiten(rows_a[fitted], a.rounding), whiten(rows_b[fitted], b.rounding)
-    require_rank(from_a, a.name)
+    from_b = whiten(rows_b[fitted], b.rounding)
     for rows, side in ((rows_a, a), (rows_b, b)):
         require_variation(rows[~fitted], side.name, side.rounding)
     to_a, to_b = canonical_maps(from_a, from_b)
@@ -239,25 +220,3 @@ def _scores(affine: AffineMap, inputs: Tensor, targets: Tensor) -> tuple[float, 
     """SMCC and R2 of held-out rows."""
     mapped = affine(inputs)
     return pearson(mapped, targets).mean().item(), r_squared(mapped, targets).mean().item()
-
-
-def _interval(
-    found: _Agreement, rows_of_image: Int64[Tensor, " images"], num_resamples: int, generator: torch.Generator | None
-) -> tuple[float, float]:
-    """Percentiles of SMCC over resamples of images, from each image's sums of 1, x, y, x^2, y^2 and x y."""
-    x, y = found.affine(found.a), found.b
-    x, y = (rows - rows.mean(0) for rows in (x, y))
-    features = torch.cat([torch.ones_like(x[:, :1]), x, y, x * x, y * y, x * y], dim=1)
-    num_images = len(rows_of_image)
-    image = torch.arange(num_images, device=x.device).repeat_interleave(rows_of_image)
-    sums = x.new_zeros(num_images, features.shape[1]).index_add_(0, image, features)
-    device = None if generator is None else generator.device
-    drawn = torch.randint(num_images, (num_resamples, num_images), generator=generator, device=device).to(x.device)
-    counts = x.new_zeros(num_resamples, num_images).scatter_add_(1, drawn, x.new_ones(()).expand(drawn.shape))
-    total, moments = (counts @ sums).tensor_split([1], dim=1)
-    mean_x, mean_y, xx, yy, xy = (moments / total.clamp(min=1.0)).chunk(5, dim=1)
-    spread = ((xx - mean_x.square()) * (yy - mean_y.square())).clamp(min=0.0).sqrt()
-    r = (xy - mean_x * mean_y) / torch.where(spread > 0, spread, math.inf)
-    tail = (1.0 - COVERAGE) / 2.0
-    low, high = torch.quantile(r.clamp(-1.0, 1.0).mean(1), torch.tensor([tail, 1.0 - tail]).to(r)).tolist()
-    return low, high

@@ -8,14 +8,17 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from psa.metrics.affine_fit import fit_affine, require_rank, whiten
+from psa.metrics.affine_fit import fit_affine, whiten, whiten_determined
 
-MAX_ROUNDS = 100  # of fits; they end by themselves, mostly within 10
+MAX_ROUNDS = 100  # of fits; they end by themselves, mostly within 30
+LEAST_FALL = 1e-4  # of the mean cost, relative, for another round
 MASK_NUMBERS = 1 << 22  # of masks in float64, at once
 
 
 def match(
-    cost: Float64[Tensor, "batch slots slots"], active_a: Bool[Tensor, "batch slots"], active_b: Bool[Tensor, "batch slots"]
+    cost: Float64[Tensor, "batch slots slots"],
+    active_a: Bool[Tensor, "batch slots"],
+    active_b: Bool[Tensor, "batch slots"],
 ) -> Int64[Tensor, "batch slots"]:
     """The one-to-one matching of least total cost in every image, active slots with active ones first.
 
@@ -86,7 +89,7 @@ def match_alternating(
     train: Bool[Tensor, " batch"],
     rounding: float,
 ) -> Int64[Tensor, "batch slots"]:
-    """The matching found by turns with the affine map: fit the map, match by it, until no training slot moves.
+    """The matching found by turns with the affine map: match by it, fit it anew, until the cost falls no more.
 
     Both steps lower sum_d SSE_d / SST_d = sum_d (1 - R2_d) over the training images' pairs, as squares are taken in
     units of b's standard deviations. The first map is the one between per-image means of active slots, which do not
@@ -106,16 +109,21 @@ def match_alternating(
     scale = b[active_b].std(0, correction=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     some = active_a.any(1) & active_b.any(1)
-    inputs = whiten(_mean(a, active_a)[some], rounding)
-    require_rank(inputs, "slots_a, means per image, where matching 'alternate' starts")
+    start = "slots_a, means per image, where matching 'alternate' starts"
+    inputs = whiten_determined(_mean(a, active_a)[some], rounding, start)
     affine = fit_affine(inputs, _mean(b, active_b)[some])
-    found = None
+    kept, cost = torch.zeros_like(active_a), torch.inf
     for _ in range(MAX_ROUNDS):
-        previous, found = found, match(torch.cdist(affine(a) / scale, b / scale).square(), active_a, active_b)
-        if previous is not None and torch.equal(previous, found):
+        distance = torch.cdist(affine(a) / scale, b / scale).square()
+        found = match(distance, active_a, active_b)
+        previous_kept, kept = kept, active_a & active_b.gather(1, found)
+        previous_cost, cost = cost, float(distance.gather(2, found[:, :, None])[..., 0][kept].mean())
+        if cost >= (1.0 - LEAST_FALL) * previous_cost:
             break
-        inputs_kept, targets_kept = pairs(a, b, found, active_a, active_b)
-        affine = fit_affine(whiten(inputs_kept, rounding), targets_kept)
+        rows_a, rows_b = pairs(a, b, found, active_a, active_b)
+        if not torch.equal(kept, previous_kept):
+            inputs = whiten(rows_a, rounding)
+        affine = fit_affine(inputs, rows_b)
     return match(torch.cdist(affine(slots[0]) / scale, slots[1] / scale).square(), *active)
 
 

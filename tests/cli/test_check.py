@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from tiny import WITH_KL, tiny_trainer, write_folder
 
 import psa.arviz  # noqa: F401 - first: it knows which of ArviZ's warnings are meant for nobody
 from psa.inference.check_statistics import FIT_STATISTICS, IMAGE_STATISTICS, SLOT_STATISTICS, TOKEN_STATISTICS
+from psa.inference.config import override
+from psa.runs import RunDirectory
 
 FILES = {"checks.json", "checks.png"}
 check = partial(psa_command, "check")
@@ -132,6 +135,13 @@ def test_other_images_can_be_checked(run, tmp_path):
 def test_bad_options_are_one_line_and_nothing_is_written(run, tmp_path, options, words):
     assert_says_one_line(check(run, "--out", tmp_path / "out", *options), 2, *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_leaves_slots_undecoded_is_one_line(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    directory.write_config(override(directory.read_config(), ["decoder.relevance=information"]))
+    assert_says_one_line(check(tmp_path / "run"), 2, "decoder.relevance = information", "set it to none")
 
 
 def test_what_is_no_run_is_one_line(run, tmp_path):

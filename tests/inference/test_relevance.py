@@ -334,16 +334,17 @@ def test_without_a_rule_the_evaluation_has_no_such_share():
 
 @pytest.mark.parametrize("values", [tiny.WITH_KL, tiny.WITHOUT_KL])
 def test_a_run_trains_with_a_rule_and_opens_with_it(tmp_path: Path, values):
-    settings = ("decoder.relevance=information", "decoder.relevance_threshold=0.4")
+    settings = ("decoder.relevance=information", "decoder.relevance_threshold=1000.0")
     trainer = tiny.tiny_trainer(values, *settings, path=tmp_path)
     trainer.fit()
     opened = load_run(tmp_path)
     relevance = opened.guide.relevance
     assert relevance is not None
-    assert (relevance.rule, relevance.threshold) == ("information", 0.4)
+    assert (relevance.rule, relevance.threshold) == ("information", 1000.0)
     assert relevance.model is opened.model
     images = tiny.tiny_images(6, "val")
     assert_close(opened.encode(images.images)[2], trainer.autoencoder.encode(images.images)[2], FLOAT32)
+    assert_close(evaluate(opened, images).share_not_decoded, 2 / 3)  # the spare slot alone is left
     if values is tiny.WITH_KL:  # without a KL, p(s) is set after the last row of metrics
         assert_close(trainer.history[-1]["mse"], evaluate(opened, images).mse, FLOAT32)
 

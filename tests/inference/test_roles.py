@@ -195,7 +195,7 @@ def test_a_share_outside_its_support_is_refused(min_share: float):
 
 @SHARP
 def test_an_objects_slot_that_owns_much_of_the_rim_is_not_the_background(sharpness: float):
-    """All slots paint the background alike, so that its pixels go to any of them: here most of the rim to an object's."""
+    """All slots paint the background alike, so that its pixels go to any: here most of the rim to an object's slot."""
     object_here = square(4)
     rgb = torch.full((1, 2, 3, SIZE, SIZE), GREY, dtype=torch.float64)
     rgb[:, 0, :, object_here] = 1.0

@@ -250,6 +250,12 @@ def test_a_run_of_points_has_no_density_and_is_refused(tmp_path):
         open_runs(paths)
 
 
+def test_a_run_that_leaves_slots_undecoded_is_refused(tmp_path):
+    paths = [write_run(tmp_path / "a"), write_run(tmp_path / "b", tiny.WITH_KL, "decoder.relevance=information")]
+    with pytest.raises(RunError, match=r"b: its decoder leaves slots out \(decoder.relevance = information\)"):
+        open_runs(paths)
+
+
 def test_more_slots_than_orders_can_be_summed_over_are_refused(tmp_path):
     paths = [write_run(tmp_path / "a", tiny.WITH_KL, "slots.num_slots=15"), write_run(tmp_path / "b")]
     with pytest.raises(RunError, match="a: expected at most 14 slots, got 15"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tolerances import assert_close, assert_mean_is
 
-from psa.models.active_slots import NonEmptySubset, only
+from psa.models.active_slots import NonEmptySubset
 from psa.models.decoders import PatchDecoder
 from psa.models.scene import SceneModel
 
@@ -33,18 +33,6 @@ def test_draws_are_never_empty_and_have_the_frequencies_of_the_density():
 def test_draws_follow_shape_dtype_and_device():
     draw = NonEmptySubset(4, LIKE).sample(torch.Size((2, 3)))
     assert (draw.shape, draw.dtype) == ((2, 3, 4), torch.float64)
-
-
-def test_slots_that_are_not_active_have_no_density():
-    active = torch.tensor([[True, False, True], [False, True, False]])
-
-    def program() -> None:
-        with pyro.plate("images", 2, dim=-2), pyro.plate("slots", 3, dim=-1), only(active):
-            pyro.sample("slot", pyro.distributions.Normal(0.0, 1.0), obs=torch.arange(6.0).reshape(2, 3))
-
-    normal = torch.distributions.Normal(0.0, 1.0)
-    expected = normal.log_prob(torch.tensor([0.0, 2.0, 4.0])).sum()
-    assert_close(pyro.poutine.trace(program).get_trace().log_prob_sum(), expected)
 
 
 def test_the_program_draws_scenes_of_its_own_and_scores_them():

@@ -53,7 +53,7 @@ def gradient_norms(
         for k in range(num_slots):
             directions = slots.new_zeros(num_features, num_slots, num_features)
             directions[:, k] = torch.eye(num_features).to(slots)
-            norms.append(vmap(derivative, chunk_size=chunk_size)(directions).abs().sum(dim=0))
+            norms.append(vmap(derivative, chunk_size=chunk_size)(directions).norm(dim=0))
     return torch.stack(norms)
 
 

@@ -116,6 +116,33 @@ def test_independent_slots_score_as_the_null_does(matching):
     assert found.null_smcc > 0.3 if matching == "alternate" else abs(found.null_smcc) < 0.05
 
 
+def test_the_null_keeps_what_all_images_share_and_nothing_of_what_one_image_says():
+    a = draw(2000, 3, 2)
+    b, place = shuffled(a @ invertible(2, 0), 1)
+    masks = {"masks_a": own_pixels(a), "masks_b": masks_of(place)}
+    found = smcc(a, b, **masks, generator=seeded())
+    assert_close(found.smcc, 1.0, CONVERGED)
+    assert abs(found.null_smcc) < 0.05
+    assert abs(found.null_r2) < 0.05
+    # slots of a type of their own, which the masks tell: between types a variance of 54 beside 1 within them
+    typed = a + 9 * torch.arange(3)[:, None]
+    b, place = shuffled(typed @ invertible(2, 0), 1)
+    found = smcc(typed, b, masks_a=own_pixels(a), masks_b=masks_of(place), generator=seeded())
+    assert abs(found.null_smcc - 54 / 55) < 0.01
+
+
+@pytest.mark.parametrize("mapped", [2, 4])
+def test_the_reverse_is_the_score_with_the_sides_exchanged(mapped):
+    a = draw(60, 2, 3)
+    b = a @ draw(3, mapped, seed=1) + 0.5 * draw(60, 2, mapped, seed=2)
+    found = smcc(a, b, masks_a=own_pixels(a), masks_b=own_pixels(b), generator=seeded())
+    other = smcc(b, a, masks_a=own_pixels(b), masks_b=own_pixels(a), generator=seeded())
+    assert_close(found.smcc_reverse, other.smcc)
+    assert_close(found.r2_reverse, other.r2)
+    assert_close(found.canonical, other.canonical)
+    assert found.smcc_reverse != found.smcc
+
+
 @given(st.integers(0, 10**6), st.booleans())
 def test_more_of_the_same_noise_scores_lower(seed, by_overlap):
     a = draw(600, 3, 3, seed=seed)

@@ -7,6 +7,7 @@ from psa.data.hdf5 import Hdf5Scenes
 from psa.data.prepare import Preparation
 from psa.data.splits import SPLITS, split_indices
 from psa.data.sprites import SpriteOptions, Sprites
+from psa.data.tfrecords import TfrecordScenes
 
 __all__ = [
     "DATASETS",
@@ -21,6 +22,7 @@ __all__ = [
     "SceneDataset",
     "SpriteOptions",
     "Sprites",
+    "TfrecordScenes",
     "as_float",
     "collate",
     "open_dataset",

@@ -12,16 +12,18 @@ from psa.data.options import require_choice
 from psa.data.prepare import Preparation
 from psa.data.splits import SPLITS
 from psa.data.sprites import SpriteOptions, Sprites
+from psa.data.tfrecords import TFRECORD_SUFFIXES, TfrecordScenes, find_shards
 from psa.errors import ConfigError, DataError
 
 DATASETS = {"sprites": "squares, circles and triangles of colliding colours that occlude one another"}
 HDF5_SUFFIXES = (".h5", ".hdf5")
+FILE_SUFFIXES = (*HDF5_SUFFIXES, *TFRECORD_SUFFIXES)
 READER_OPTIONS = tuple(field.name for field in fields(Preparation))
 SPRITE_OPTIONS = tuple(field.name for field in fields(SpriteOptions))
 
 
 def open_dataset(name_or_path: str | Path, split: str = "train", **options: Any) -> SceneDataset:
-    """Opens a generator of ``DATASETS`` by its name, a folder of pictures, or an .h5 or .hdf5 file.
+    """Opens a generator of ``DATASETS`` by its name, a folder of pictures or of TFRecord shards, or an HDF5 or TFRecord file.
 
     Args:
         name_or_path: a name of ``DATASETS`` comes before a folder called the same; write ./NAME for the folder.
@@ -36,20 +38,24 @@ def open_dataset(name_or_path: str | Path, split: str = "train", **options: Any)
     if name_or_path == "sprites":
         return _open_sprites(split, options)
     path = Path(name_or_path)
-    is_hdf5 = path.suffix.lower() in HDF5_SUFFIXES and path.is_file()
-    if not is_hdf5 and not path.is_dir():
+    suffix = path.suffix.lower()
+    if not (path.is_dir() or (path.is_file() and suffix in FILE_SUFFIXES)):
         found = "a file of another kind" if path.exists() else "nothing of that name"
         raise DataError(
             f"{name_or_path}: expected a data set ({', '.join(DATASETS)}), a folder of images, "
-            f"or a file ending in {' or '.join(HDF5_SUFFIXES)}, found {found}"
+            f"or a file ending in {', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}, found {found}"
         )
     _require_known(options, READER_OPTIONS, str(name_or_path))
-    reader = Hdf5Scenes if is_hdf5 else FolderScenes
-    return reader(path, split, Preparation.from_options(**options))
+    preparation = Preparation.from_options(**options)
+    if path.is_file() and suffix in HDF5_SUFFIXES:
+        return Hdf5Scenes(path, split, preparation)
+    if path.is_file() or find_shards(path):
+        return TfrecordScenes(path, split, preparation)
+    return FolderScenes(path, split, preparation)
 
 
 def open_images(path: str | Path, **options: Any) -> SceneDataset:
-    """Opens everything in one PNG or JPEG file, a folder of them, or an .h5 or .hdf5 file; options as for a path.
+    """Opens everything in one PNG or JPEG file, or what else ``open_dataset`` opens by a path; options as there.
 
     Raises:
         DataError: nothing of that name, or something that cannot be read.

@@ -1,0 +1,102 @@
+"""DeepMind's multi-object data sets from their TFRecord files, without TensorFlow."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from psa.data.description import DatasetInfo, Scene, SceneDataset
+from psa.data.prepare import Preparation
+from psa.data.record_framing import RecordFile
+from psa.data.splits import split_indices
+from psa.data.tfrecord_layouts import recognise, to_scene
+from psa.errors import DataError
+
+TFRECORD_SUFFIXES = (".tfrecord", ".tfrecords")
+
+
+class TfrecordScenes(SceneDataset):
+    """The scenes of one file, or of a folder of shards of one layout, divided by a fixed permutation.
+
+    The first record tells the layout; the others are read, and their sums checked, when an item is asked for. Mask
+    label e is entity e: 0 is the background (0 to 3 in ObjectsRoom), and an entity that is not visible has no pixel.
+    """
+
+    def __init__(self, path: str | Path, split: str = "train", preparation: Preparation | None = None) -> None:
+        path = Path(path)
+        self._preparation = preparation or Preparation()
+        self._files = [RecordFile(file) for file in find_shards(path) or [path]]
+        self._starts = np.cumsum([0, *map(len, self._files)])
+        self._rows = split_indices(int(self._starts[-1]), split, str(path))
+        self._layout = recognise(*_read(self._files[0], 0))
+        self.info = DatasetInfo(
+            kind="scenes",
+            name=path.resolve().stem,
+            size=self._preparation.result_size(self._layout.height, self._layout.width),
+            background_labels=tuple(range(self._layout.num_background)),
+            num_slots=self._layout.num_entities,
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: SupportsIndex) -> Scene:
+        features, source = _read(*self._place(index))
+        found = recognise(features, source)
+        if found != self._layout:
+            raise DataError(
+                f"{source}: expected {self._layout.name} of {self._layout.num_entities} entities as in the first "
+                f"record, got {found.name} of {found.num_entities}"
+            )
+        scene = to_scene(features, self._layout, source)
+        assert scene.mask is not None
+        return Scene(self._preparation.image(scene.image), self._preparation.mask(scene.mask), scene.factors)
+
+    def source(self, index: SupportsIndex) -> str:
+        """The file with the number of the scene's record in it."""
+        file, record = self._place(index)
+        return file.source(record)
+
+    def _place(self, index: SupportsIndex) -> tuple[RecordFile, int]:
+        row = int(self._rows[index])
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._files[shard], row - int(self._starts[shard])
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The TFRecord files of a folder by name, without hidden ones; none of what is no folder."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in TFRECORD_SUFFIXES)
+        return [path for path in paths if path.is_file() and path.name[0] != "."]
+    except OSError:
+        return []
+
+
+def _read(file: RecordFile, record: int) -> tuple[dict[str, np.ndarray], str]:
+    """The features of a record by name, each (values,), and its source; a list of bytes is joined."""
+    from google.protobuf.message import DecodeError
+
+    source, data = file.source(record), file[record]
+    try:
+        example = _example_class().FromString(data)
+    except DecodeError as error:
+        raise DataError(f"{source}: expected a tf.train.Example, got {str(error).splitlines()[0]}") from error
+    return {name: _values(feature) for name, feature in example.features.feature.items()}, source
+
+
+def _values(feature: Any) -> np.ndarray:
+    kind = feature.WhichOneof("kind")
+    if kind == "float_list":
+        return np.array(feature.float_list.value, np.float32)
+    if kind == "int64_list":
+        return np.array(feature.int64_list.value, np.int64)
+    # The data sets hold a string for each byte. What no list holds is no bytes.
+    return np.frombuffer(bytearray().join(feature.bytes_list.value), np.uint8)
+
+
+@cache
+def _example_class() -> Any:
+    from tfrecord.example_pb2 import Example  # here, since the package imports torch and more
+
+    return Example

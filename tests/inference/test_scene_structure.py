@@ -1,5 +1,7 @@
 """What is found in pictures: counts, and whether there is one background."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -17,13 +19,14 @@ class Painted(SlotAutoencoder):
 
     def __init__(self, labels: list[torch.Tensor]) -> None:
         torch.nn.Module.__init__(self)
+        self.guide = SimpleNamespace(active=lambda posterior: None)
         self.labels = torch.stack(labels)
 
     def encode(self, images):
         which = images[:, 0, 0, 0].long()
         return None, which[:, None, None].expand(-1, 3, 1).float(), torch.empty(0)
 
-    def decode(self, slots):
+    def decode(self, slots, active=None):
         labels = self.labels[slots[:, 0, 0].long()]
         masks = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).double()
         rgb = torch.tensor([0.0, 0.9, 0.8])[None, :, None, None, None].expand(len(labels), 3, 3, 10, 10)

@@ -23,7 +23,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the configuration; repeatable.")
 ]
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="A generator's name (sprites), a folder of images, or an HDF5 file.")
+    str | None, typer.Option("--data", help="sprites (generated), a folder of images, an HDF5 or TFRecord file.")
 ]
 VariantOption = Annotated[
     str | None, typer.Option("--variant", help="A member of the family as published: sa, psa, smm, bo-qsa, ...")

@@ -18,7 +18,7 @@ CHUNK = 64
 
 def encode(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    path: Annotated[Path, typer.Argument(help="An image, a folder of images, or an HDF5 file.")],
+    path: Annotated[Path, typer.Argument(help="An image, a folder of images, an HDF5 or TFRecord file.")],
     out: Annotated[Path, typer.Option(help="The NPZ file to write.")],
     json: JsonOption = False,
 ) -> None:

@@ -23,7 +23,7 @@ SPRITE_OPTIONS = tuple(field.name for field in fields(SpriteOptions))
 
 
 def open_dataset(name_or_path: str | Path, split: str = "train", **options: Any) -> SceneDataset:
-    """Opens a generator of ``DATASETS`` by its name, a folder of pictures or of TFRecord shards, or an HDF5 or TFRecord file.
+    """Opens a generator of ``DATASETS`` by its name, a folder of pictures or TFRecords, or an HDF5 or TFRecord file.
 
     Args:
         name_or_path: a name of ``DATASETS`` comes before a folder called the same; write ./NAME for the folder.

@@ -48,7 +48,7 @@ class RecordFile:
             self._unpacked = _unpack(path, max_unpacked_bytes) if is_packed else None
             size = path.stat().st_size if self._unpacked is None else len(self._unpacked)
             if size == 0:
-                raise DataError(f"{path}: expected TFRecords, got an empty file")
+                raise _empty(path)
             with self._stream() as stream:
                 self._bounds = _find_bounds(stream, size, path, max_record_bytes)
 
@@ -101,7 +101,7 @@ def _find_bounds(stream: BufferedReader | mmap.mmap, size: int, path: Path, max_
     return bounds
 
 
-def _unpack(path: Path, max_bytes: int) -> mmap.mmap | bytes:
+def _unpack(path: Path, max_bytes: int) -> mmap.mmap:
     """What a GZIP file decompresses to, chunk by chunk, with an end at the limit."""
     num_bytes = 0
     with gzip.open(path, "rb") as packed, tempfile.TemporaryFile() as unpacked:
@@ -113,9 +113,15 @@ def _unpack(path: Path, max_bytes: int) -> mmap.mmap | bytes:
                     "decompress it with gunzip, plain files have no limit"
                 )
             unpacked.write(chunk)
+        if num_bytes == 0:
+            raise _empty(path)
         unpacked.flush()
         # The mapping outlives the handle, and the file, which no other process can truncate, goes with the mapping.
-        return mmap.mmap(unpacked.fileno(), 0, access=mmap.ACCESS_READ) if num_bytes else b""
+        return mmap.mmap(unpacked.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _empty(path: Path) -> DataError:
+    return DataError(f"{path}: expected TFRecords, got an empty file")
 
 
 def _masked_crc(data: bytes) -> int:

@@ -40,7 +40,8 @@ def test_folders_and_hdf5_files_open_by_path_with_the_same_options(folder, file)
 
 
 def test_a_name_that_is_nothing_says_what_is_accepted(tmp_path):
-    accepted = r"expected a data set \(sprites\), a folder of images, or a file ending in \.h5, \.hdf5, \.tfrecord or \.tfrecords, found "
+    files = r"\.h5, \.hdf5, \.tfrecord or \.tfrecords"
+    accepted = rf"expected a data set \(sprites\), a folder of images, or a file ending in {files}, found "
     with pytest.raises(DataError, match=rf"^sprtes: {accepted}nothing of that name$"):
         open_dataset("sprtes")
     with pytest.raises(DataError, match=rf"none\.h5: {accepted}nothing of that name$"):

@@ -16,6 +16,7 @@ from psa.experiments.tables import markdown
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.counting import count_objects, log_score
 from psa.inference.images import ImageSet
+from psa.inference.scene_structure import find_structure
 from psa.inference.sessions import run_images
 from psa.metrics import num_objects
 
@@ -28,6 +29,7 @@ class CountScores:
         images: How many.
         median_error: Mean absolute error of the posterior median.
         mode_error: Of the most probable count.
+        means_error: Of the count found at the means of q(s | x), which comes without probabilities.
         constant_error: Of the best constant guess.
         log_score: Mean log p(true count | x), nats.
         constant_log_score: Of the true counts' own distribution, nats.
@@ -36,6 +38,7 @@ class CountScores:
     images: int
     median_error: float
     mode_error: float
+    means_error: float
     constant_error: float
     log_score: float
     constant_log_score: float
@@ -54,6 +57,7 @@ def score_counts(
         len(true),
         float((median - true).abs().double().mean()),
         float((found.argmax(1) - true).abs().double().mean()),
+        float((find_structure(autoencoder, images.batch(slice(None))).num_objects - true).abs().double().mean()),
         float((true - true.double().median()).abs().mean()),
         float(log_score(found, true).mean()),
         float(share[true].log().mean()),

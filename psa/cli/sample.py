@@ -1,6 +1,7 @@
 """``psa sample``."""
 
 import json as json_text
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from psa.errors import ConfigError
 from psa.inference.autoencoder import SCHEMES, SlotAutoencoder
 from psa.inference.sampling import ImageSlots, edited_scenes, image_slots
 from psa.inference.sessions import prepared_as, run_images
-from psa.models.scene_prior import ROLES, ScenePrior, SlotDraw
+from psa.models.scene_prior import BACKGROUND, OBJECT, ROLES, ScenePrior, SlotDraw
 from psa.report.files import save
 from psa.report.samples import samples_figure
 from psa.runs import RunDirectory
@@ -49,10 +50,13 @@ def sample(
 ) -> None:
     """Draw new scenes from a run's aggregate prior, or new variants of one image.
 
-    Writes a picture, the slots and masks, and which component of the prior each slot came from.
+    Writes a picture, the slots and masks, and which component of the prior each slot came from. With --keep it says
+    which of the image's slots are the background and objects; --keep IMAGE:all shows the image as it is.
     """
     if scheme not in SCHEMES:
         raise ConfigError(f"--scheme {scheme}: expected one of {', '.join(SCHEMES)}")
+    if not math.isfinite(temperature):
+        raise ConfigError(f"--temperature {temperature}: expected a number of at least 0")
     if keep is None and (add or others != "resample"):
         raise ConfigError("--add and --others: expected --keep IMAGE:SLOTS with them")
     autoencoder = psa.load(run)
@@ -91,7 +95,10 @@ class _Images(NamedTuple):
         images = run_images(self.autoencoder, prepared_as(self.autoencoder, self.data), self.split, int(text) + 1)
         if len(images) <= int(text):
             raise ConfigError(f"{option}: expected an image in 0..{len(images) - 1} of split {self.split}, got {text}")
-        return image_slots(self.autoencoder, images.images[int(text)])
+        found = image_slots(self.autoencoder, images.images[int(text)])
+        named = (f"{ROLES[role]} {', '.join(map(str, found.of_role(role))) or 'none'}" for role in (BACKGROUND, OBJECT))
+        write_line(f"image {text} of {self.split}, its slots: {'; '.join(named)}; the others are empty")
+        return found
 
 
 def _edited(

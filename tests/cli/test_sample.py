@@ -77,9 +77,9 @@ def test_a_seed_repeats_the_bytes_and_another_does_not(run: Path, tmp_path: Path
 
 
 def test_kept_slots_are_the_images_own_and_come_from_no_component(run: Path, tmp_path: Path):
-    assert (
-        sample(run, "-n", 3, "--keep", "2:0,1", "--add", 1, "--others", "remove", "--out", tmp_path / "out").code == 0
-    )
+    result = sample(run, "-n", 3, "--keep", "2:0,1", "--add", 1, "--others", "remove", "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert "image 2 of test, its slots: background " in result.out
     arrays = np.load(tmp_path / "out" / "samples.npz")
     model = psa.load(run)
     from psa.inference.sessions import run_images
@@ -123,6 +123,8 @@ def test_images_may_come_from_elsewhere(run: Path, tmp_path: Path):
         (("-n", 0), ("-n", "equal to 1")),
         (("--scheme", "both"), ("--scheme both", "scene, independent")),
         (("--temperature", -1), ("temperature",)),
+        (("--temperature", "inf"), ("--temperature inf", "at least 0")),
+        (("--temperature", "nan"), ("temperature",)),
         (("--add", 2), ("--keep IMAGE:SLOTS",)),
         (("--keep", "3"), ("--keep 3", "IMAGE:SLOTS")),
         (("--keep", "x:0"), ("--keep x:0", "number of an image")),

@@ -13,6 +13,7 @@ from psa.experiments.prior_in_the_loop import AFTER, GAUSSIAN, IN_THE_LOOP, comp
 from psa.experiments.scene_samples import open_study
 from psa.inference.counting import count_objects
 from psa.inference.images import ImageSet
+from psa.inference.roles import find_roles
 from psa.metrics import num_objects
 
 
@@ -52,6 +53,8 @@ def test_count_scores_are_those_of_the_counts(run: Path):
         for i in range(len(true))
     ]
     assert scores.median_error == pytest.approx(sum(errors) / len(true))
+    at_means = find_roles(model.decode(model.encode(images.images)[1])).num_objects
+    assert scores.means_error == pytest.approx(float((at_means - true).abs().double().mean()))
     assert scores.log_score == pytest.approx(
         sum(math.log(found[i, true[i]]) for i in range(len(true))) / len(true), rel=1e-4
     )

@@ -25,7 +25,7 @@ def trained(values: dict, steps: int = 20) -> SlotAutoencoder:
 def vivid(run: SlotAutoencoder) -> SlotAutoencoder:
     """A run of few steps paints slots alike; here their pictures and masks differ, so that there are objects."""
     with torch.no_grad():
-        list(run.model.decoder.parameters())[-2].mul_(5.0)
+        list(run.model.decoder.parameters())[-2].mul_(6.0)
     return run
 
 
@@ -50,7 +50,7 @@ def test_counts_and_shares_are_those_of_the_roles_found(values: dict):
     found = find_roles(run.decode(run.encode(images.images)[1]))
     assert_close(prior.counts, torch.bincount(found.num_objects, minlength=3) / 70, FLOAT32)
     assert_close(prior.share(BACKGROUND), 1 / 3, FLOAT32)
-    assert 0.2 < prior.share(OBJECT) < 0.5
+    assert 0.34 < prior.share(OBJECT) < 0.6  # not a third: roles of equal weight would pass
     assert_close(prior.share(OBJECT), float(found.objects.double().mean()), FLOAT32)
 
 

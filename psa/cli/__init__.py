@@ -12,6 +12,7 @@ from psa.cli.compare import compare
 from psa.cli.demo import demo
 from psa.cli.encode import encode
 from psa.cli.evaluate import evaluate
+from psa.cli.experiment import experiment
 from psa.cli.sample import sample
 from psa.cli.slots import slots
 from psa.cli.train import train
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 for command in (demo, train, evaluate, encode, sample, slots, compare, check, bench):
     app.command()(command)
+app.add_typer(experiment)
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 

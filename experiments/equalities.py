@@ -50,7 +50,7 @@ class Problem:
         with torch.no_grad():
             for index, (_, parameter) in enumerate(sorted(module.named_parameters())):
                 generator = torch.Generator().manual_seed(1000 * self.seed + index)
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
         return module
 
 

@@ -14,7 +14,7 @@ from psa.inference.guide import SceneGuide
 from psa.inference.relevance import RULES, Relevance
 from psa.inference.scene_draws import draw_seen_scenes
 from psa.inference.variants import build
-from psa.models.decoders import BroadcastDecoder, PatchDecoder
+from psa.models.decoders import BroadcastDecoder, JointDecoder, PatchDecoder
 from psa.models.scene import SceneModel
 from psa.models.scene_prior import NO_COMPONENT, ScenePrior, SlotDraw
 from psa.records import DecodedScene, SlotPosterior
@@ -113,6 +113,7 @@ class SlotAutoencoder(nn.Module):
 
         Raises:
             ValueError: If the scheme is unknown, or needs a prior that the run does not have.
+            ConfigError: If the scheme needs a picture of each slot, and the decoder is joint.
         """
         draw = self.draw(n, scheme, temperature, generator)
         return self.decode(draw.slots, draw.active).mean.clamp(0.0, 1.0), draw.slots
@@ -124,6 +125,8 @@ class SlotAutoencoder(nn.Module):
         """The slots of n new scenes, and the component each came from. Arguments are those of :meth:`sample`."""
         if scheme not in SCHEMES:
             raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+        if scheme == "scene" and isinstance(self.model.decoder, JointDecoder):
+            raise ConfigError("scheme scene: expected a decoder that paints each slot, got joint (use independent)")
         if self.scene_prior is not None:
             if scheme == "scene":
                 return draw_seen_scenes(self.decode, self.scene_prior, n, generator, temperature)
@@ -160,10 +163,11 @@ def build_autoencoder(config: RunConfig, size: tuple[int, int]) -> SlotAutoencod
         )
         encoder = CnnEncoder(**config.encoder.model_dump(exclude={"token_dim"}), token_dim=token_dim)
         painter: nn.Module
-        if decoder.kind == "patch":
-            painter = PatchDecoder(slots.slot_dim, size, decoder.hidden_dim, decoder.num_layers, decoder.patch)
-        else:
+        if decoder.kind == "broadcast":
             painter = BroadcastDecoder(slots.slot_dim, size, decoder.hidden_dim, decoder.num_upsamplings)
+        else:
+            kind = PatchDecoder if decoder.kind == "patch" else JointDecoder
+            painter = kind(slots.slot_dim, size, decoder.hidden_dim, decoder.num_layers, decoder.patch)
         model = SceneModel(
             painter,
             slots.num_slots,

@@ -30,6 +30,12 @@ class DataConfig(Section):
     max_objects: int | None = None
     background: str | None = None
     min_visible: float | None = None
+    max_visible: float | None = None
+    hues: str | None = None
+    variant: str | None = None
+    camouflage: float | None = None
+    shapes: str | None = None
+    masks: str | None = None
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of ``psa.data.open_dataset``."""
@@ -56,12 +62,12 @@ class SlotsConfig(Section):
 
 
 class DecoderConfig(Section):
-    """``decoder``: patch (an MLP per position) or broadcast (transposed convolutions)."""
+    """``decoder``: patch (an MLP per position), broadcast (transposed convolutions) or joint (not additive)."""
 
-    kind: Literal["patch", "broadcast"] = "patch"
+    kind: Literal["patch", "broadcast", "joint"] = "patch"
     hidden_dim: int = Field(default=64, ge=1)
-    num_layers: int = Field(default=3, ge=1, description="hidden layers of the patch decoder's MLP")
-    patch: int = Field(default=4, ge=1, description="pixels a side that a position of the patch decoder emits")
+    num_layers: int = Field(default=3, ge=1, description="hidden layers of patch, convolutions of joint")
+    patch: int = Field(default=4, ge=1, description="pixels a side that a position of patch or joint emits")
     num_upsamplings: int = Field(default=2, ge=0, description="stride-2 layers of the broadcast decoder")
     relevance: Literal["none", "weights", "occupancy", "information"] = Field(
         default="none", description="the rule for slots that are not decoded"

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from psa.cli import app
 from psa.data.sprites import SpriteOptions
+from psa.experiments.registry import EXPERIMENTS
 from psa.inference import failures
 from psa.inference.config import RECIPE, RunConfig
 from psa.inference.variants import VARIANTS, VariantSpec
@@ -198,15 +199,30 @@ def test_the_table_of_sprite_options_has_their_defaults():
     assert defaults.items() <= table.items()
 
 
+def commands_of(group: Any, prefix: str = "") -> dict[str, Any]:
+    """Every command by its words, those of groups included."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        words = f"{prefix}{name}"
+        found |= commands_of(command, f"{words} ") if hasattr(command, "commands") else {words: command}
+    return found
+
+
 def test_every_command_and_option_is_described():
     text = (ROOT / "docs" / "cli.md").read_text()
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = commands_of(typer.main.get_command(app))
+    assert set(re.findall(r"^## psa (.*)$", text, flags=re.MULTILINE)) == set(commands)
     for name, command in commands.items():
-        assert f"## psa {name}\n" in text, name
         section = text.partition(f"## psa {name}\n")[2].partition("\n## ")[0]
         described = {cells[0].strip("`").split()[0] for cells in rows(section)}
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         assert {option for option in described if option.startswith("--")} == options - {"--help"}, name
+
+
+def test_every_experiment_has_its_row():
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    named = {cells[0].strip("`") for cells in rows(text.partition("| experiment | claim |")[2].partition("\n\n")[0])}
+    assert named - {"---"} == set(EXPERIMENTS)
 
 
 def test_thresholds_of_failures_are_the_codes():

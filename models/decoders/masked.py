@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from psa.records import DecodedScene
 
 
+def require_active(active: Bool[Tensor, "batch slots"]) -> None:
+    """ValueError if an image has no active slot."""
+    if not bool(active.any(1).all()):
+        image = int((~active.any(1)).nonzero()[0, 0])
+        raise ValueError(f"active must keep at least one slot an image, image {image} has none")
+
+
 class MaskedDecoder(nn.Module, ABC):
     """slot -> picture and mask logit; masks are the softmax of the logits over the slots of an image."""
 
@@ -33,9 +40,7 @@ class MaskedDecoder(nn.Module, ABC):
         if active is None:
             painted = self.paint(slots.flatten(0, 1)).unflatten(0, (batch, num_slots))
             return DecodedScene(rgb=painted[:, :, :3], log_masks=painted[:, :, 3].log_softmax(1))
-        if not bool(active.any(1).all()):
-            image = int((~active.any(1)).nonzero()[0, 0])
-            raise ValueError(f"active must keep at least one slot an image, image {image} has none")
+        require_active(active)
         painted = self.paint(slots[active])
         rgb = painted.new_zeros(batch, num_slots, *painted[0, :3].shape)
         logits = painted.new_full((batch, num_slots, *painted.shape[2:]), -torch.inf)

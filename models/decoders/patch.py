@@ -4,7 +4,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psa.models.decoders.grid import coordinate_grid
+from psa.models.decoders.grid import coordinate_grid, patch_grid
 from psa.models.decoders.masked import MaskedDecoder
 
 
@@ -26,11 +26,7 @@ class PatchDecoder(MaskedDecoder):
         self, slot_dim: int, size: tuple[int, int], hidden_dim: int = 64, num_layers: int = 3, patch: int = 4
     ) -> None:
         super().__init__()
-        if size[0] % patch or size[1] % patch:
-            raise ValueError(
-                f"image size must be a multiple of decoder.patch {patch}, got {size[0]} x {size[1]} (set data.size)"
-            )
-        self.size, self.patch = size, patch
+        self.grid, self.patch = patch_grid(size, patch), patch
         self.slot = nn.Linear(slot_dim, hidden_dim)
         self.position = nn.Linear(2, hidden_dim, bias=False)
         layers: list[nn.Module] = [nn.ReLU()]
@@ -40,7 +36,7 @@ class PatchDecoder(MaskedDecoder):
 
     def paint(self, slots: Float[Tensor, "slots features"]) -> Float[Tensor, "slots 4 height width"]:
         """RGB and mask logit of slots (S, D)."""
-        rows, columns = self.size[0] // self.patch, self.size[1] // self.patch
+        rows, columns = self.grid
         grid = coordinate_grid(rows, columns, like=slots)
         # The first layer is linear in (slot, position): two small products, not one on the concatenation.
         out = self.mlp(self.slot(slots)[:, None] + self.position(grid))

@@ -10,6 +10,7 @@ from psa.cli.check import check
 from psa.cli.common import print_json, progress_console
 from psa.cli.compare import compare
 from psa.cli.demo import demo
+from psa.cli.diagnose import diagnose
 from psa.cli.encode import encode
 from psa.cli.evaluate import evaluate
 from psa.cli.experiment import experiment
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, evaluate, encode, sample, slots, compare, check, bench):
+for command in (demo, train, evaluate, encode, sample, slots, compare, check, diagnose, bench):
     app.command()(command)
 app.add_typer(experiment)
 

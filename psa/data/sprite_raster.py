@@ -10,10 +10,10 @@ SHAPES = ("square", "circle", "triangle")
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of several scenes; an absent one is zero in everything but its palette entry."""
+    """The objects of several scenes; an absent one is zero in everything but its hue."""
 
     shape: Int64[np.ndarray, "scenes objects"]
-    palette_entry: Int64[np.ndarray, "scenes objects"]
+    hue: Float64[np.ndarray, "scenes objects"]
     depth: Int64[np.ndarray, "scenes objects"]
     radius: Float32[np.ndarray, "scenes objects"]
     centre: Float32[np.ndarray, "scenes objects 2"]

@@ -1,28 +1,24 @@
 """Sprite scenes: flat shapes of six colours that collide and occlude one another, made from a seed.
 
 Scene i of a split is a function of (options, seed, split, i) alone: scenes are drawn in blocks of 256, each from a
-stream of its own. Colours are drawn independently, so grouping pixels by colour does not recover the objects.
+stream of its own. Colours are drawn independently, so grouping pixels by colour does not recover the objects. Scenes of
+continuous hues are for factors to be told from: there every object has a colour of its own.
 """
 
 from dataclasses import dataclass, replace
 from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 from psa.data.description import DatasetInfo, Scene, SceneDataset
 from psa.data.options import require_choice, require_integer, require_share
 from psa.data.sprite_raster import SHAPES, Objects, rasterise
 from psa.errors import ConfigError
 
-PALETTE = {
-    "red": (255, 0, 0),
-    "green": (0, 255, 0),
-    "blue": (0, 0, 255),
-    "yellow": (255, 255, 0),
-    "magenta": (255, 0, 255),
-    "cyan": (0, 255, 255),
-}
+# hues in turns
+PALETTE = {"red": 0 / 6, "green": 2 / 6, "blue": 4 / 6, "yellow": 1 / 6, "magenta": 5 / 6, "cyan": 3 / 6}
+HUES = ("palette", "continuous")
 BACKGROUNDS = ("black", "gray", "colour")
 SPLIT_CODES = {"train": 0, "val": 1, "test": 2}
 RADII = (0.11, 0.19)
@@ -43,6 +39,7 @@ class SpriteOptions:
         max_objects: most objects in a scene, at most 16.
         background: black, one gray level a scene, or one colour a scene that stands out from its objects'.
         min_visible: least share of its own pixels that an object shows, in [0, 1].
+        hues: palette, six that collide; or continuous, uniform over the colour circle.
     """
 
     size: int = 32
@@ -50,6 +47,7 @@ class SpriteOptions:
     max_objects: int = 4
     background: str = "black"
     min_visible: float = 0.95
+    hues: str = "palette"
 
     def __post_init__(self) -> None:
         require_integer("size", self.size, 8, 256)
@@ -57,13 +55,15 @@ class SpriteOptions:
         require_integer("min_objects", self.min_objects, 1, self.max_objects)
         require_choice("background", self.background, BACKGROUNDS)
         require_share("min_visible", self.min_visible)
+        require_choice("hues", self.hues, HUES)
 
 
 class Sprites(SceneDataset):
     """Generated scenes, held in memory; factors are padded with zeros to max_objects.
 
-    Factors: shape (1 square, 2 circle, 3 triangle), color in [0, 1], centre x, y (y down) and radius size as fractions
-    of the side, depth (1 furthest; a higher one occludes), visibility 0 or 1, num_objects. Object e has mask label e+1.
+    Factors: shape (1 square, 2 circle, 3 triangle), color in [0, 1], its hue in turns in [0, 1) (0 red, 1/3 green),
+    centre x, y (y down) and radius size as fractions of the side, depth (1 furthest; a higher one occludes), visibility
+    0 or 1, num_objects. Object e has mask label e+1.
     """
 
     def __init__(self, options: SpriteOptions, split: str = "train", num_scenes: int = 1000, seed: int = 0) -> None:
@@ -100,11 +100,23 @@ def _draw_objects(rng: np.random.Generator, options: SpriteOptions) -> Objects:
     radius = (rng.uniform(*RADII, shape) * present).astype(np.float32)
     return Objects(
         shape=rng.integers(1, len(SHAPES) + 1, shape) * present,
-        palette_entry=rng.integers(len(PALETTE), size=shape),
+        hue=_draw_hues(rng, options.hues, shape),
         depth=rank * present,
         radius=radius,
         centre=_draw_centres(rng, radius),
     )
+
+
+def _draw_hues(rng: np.random.Generator, hues: str, shape: tuple[int, int]) -> Float64[np.ndarray, "scenes objects"]:
+    if hues == "palette":
+        return np.array(list(PALETTE.values()))[rng.integers(len(PALETTE), size=shape)]
+    return rng.random(shape, dtype=np.float32).astype(np.float64)  # float32, else a factor could round to 1
+
+
+def _hue_colour(hue: Float64[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """The saturated colour of a hue in turns: 0 red, 1/3 green, 2/3 blue."""
+    from_channel = (6 * hue[..., None] - np.array([0, 2, 4]) + 3) % 6 - 3  # in sixths of a turn, -3 to 3
+    return np.round(255 * np.clip(2 - np.abs(from_channel), 0, 1)).astype(np.uint8)
 
 
 def _draw_centres(
@@ -156,13 +168,14 @@ def _draw_block(
 ) -> tuple[UInt8[np.ndarray, "scenes size size 3"], UInt8[np.ndarray, "scenes size size"], dict[str, np.ndarray]]:
     objects, mask = _arrange(rng, _draw_objects(rng, options), options.size, options.min_visible)
     present = objects.depth > 0
-    color = np.array(list(PALETTE.values()), np.uint8)[objects.palette_entry]
+    color = _hue_colour(objects.hue)
     # An absent object has its neighbour's colour here, the first object's, so that it bars no other background.
     color = np.where(present[..., None], color, color[:, :1])
     paint = np.concatenate([_draw_backgrounds(rng, options.background, color)[:, None], color], axis=1)
     factors = {
         "shape": objects.shape,
         "color": (color / 255).astype(np.float32) * present[..., None].astype(np.float32),
+        "hue": (objects.hue * present).astype(np.float32),
         "x": objects.centre[..., 0],
         "y": objects.centre[..., 1],
         "size": objects.radius,

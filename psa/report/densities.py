@@ -39,9 +39,9 @@ def slots_figure(
     line.spines[["top", "right"]].set_visible(False)
     space = figure.add_subplot(1, 2, 2, projection="3d")
     colours = [pictures.colour(int(index)) for index in order]
-    space.scatter(draws[:, 0], draws[:, 1], zs=draws[:, 2], c=colours, s=4, alpha=0.6, linewidths=0)  # type: ignore[misc]
+    space.scatter(draws[:, 0], draws[:, 1], zs=draws[:, 2], c=colours, s=4, alpha=0.6, linewidths=0)
     space.set_title("all three in a random order: a colour an order", loc="left", fontsize=10, color=pictures.INK)
-    for axis, name in zip((space.xaxis, space.yaxis, space.zaxis), ("first", "second", "third"), strict=True):  # type: ignore[attr-defined]
+    for axis, name in zip((space.xaxis, space.yaxis, space.zaxis), ("first", "second", "third"), strict=True):
         axis.set_label_text(name)
         axis.label.set_color(pictures.FAINT)
     space.tick_params(labelsize=7)

@@ -23,7 +23,8 @@ from psa.runs import RunDirectory, load_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = tiny.options(tiny.SETTINGS)
-COMMANDS = ("demo", "train", "evaluate", "encode", "sample", "slots", "compare", "check", "bench")
+COMMANDS = ("demo", "train", "evaluate", "encode", "sample", "slots", "compare", "check", "diagnose", "bench")
+GROUPS = {"experiment": ("list", "run")}
 FIGURES = ("mse", "objective", "slots_in_use", "health", "baselines", "report")
 
 
@@ -500,9 +501,9 @@ def test_bench_names_what_it_does_not_have(option, value):
     assert_says_one_line(psa_command("bench", option, value), 2, option, value)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"{group} {name}" for group in GROUPS for name in GROUPS[group])])
 def test_help_explains_every_option(command):
-    result = CliRunner().invoke(app, [command, "--help"])
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert f"Usage: psa {command}" in result.output or f"{command} [OPTIONS]" in result.output
     assert "--json" in result.output
@@ -510,12 +511,14 @@ def test_help_explains_every_option(command):
 
 def test_the_commands_are_those_the_project_names():
     assert {command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)
+    found = {group.typer_instance.info.name: group.typer_instance for group in app.registered_groups}
+    assert {name: tuple(c.name for c in group.registered_commands) for name, group in found.items()} == GROUPS
 
 
 def test_a_subprocess_prints_help_and_exits_0():
     result = finish(start("--help"))
     assert result.code == 0
-    assert all(command in result.out for command in COMMANDS)
+    assert all(command in result.out for command in (*COMMANDS, *GROUPS))
 
 
 def test_a_subprocess_exits_2_on_an_unknown_command():

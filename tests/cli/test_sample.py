@@ -152,3 +152,10 @@ def test_an_out_that_is_a_file_is_one_line(run: Path, tmp_path: Path):
     (tmp_path / "file").write_text("mine")
     assert_says_one_line(sample(run, "-n", 1, "--out", tmp_path / "file"), 2, "--out")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_joint_run_is_drawn_from_independently_and_its_scenes_are_refused_in_one_line(tmp_path: Path):
+    trainer = tiny_trainer(WITH_KL, "decoder.kind=joint", path=tmp_path / "joint")
+    trainer.fit()
+    assert sample(tmp_path / "joint", "-n", 1, "--scheme", "independent").code == 0
+    assert_says_one_line(sample(tmp_path / "joint", "-n", 1), 2, "scheme scene", "joint", "independent")

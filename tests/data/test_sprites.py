@@ -1,10 +1,15 @@
+import colorsys
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kstest
 from sklearn.metrics import adjusted_rand_score
 
 from psa.data import SpriteOptions, Sprites
+from psa.data.sprites import HUES
 from psa.errors import ConfigError
 
 BACKGROUNDS = ("black", "gray", "colour")
@@ -124,7 +129,7 @@ def test_factors_are_in_their_support_and_padded_with_zeros(fewest, extra, seed)
     assert ((number >= fewest) & (number <= fewest + extra)).all()
     present = np.arange(fewest + extra) < number[:, None]
     assert np.array_equal(factors["visibility"], present.astype(np.int64))
-    for name in ("shape", "color", "x", "y", "size", "depth"):
+    for name in ("shape", "color", "hue", "x", "y", "size", "depth"):
         assert not factors[name][~present].any()
     assert set(factors["shape"][present]) == {1, 2, 3}
     assert (
@@ -148,6 +153,47 @@ def test_colours_of_two_objects_collide_one_time_in_six():
     collisions = (color[:, 0] == color[:, 1]).all(axis=1).mean()
     assert abs(collisions - 1 / 6) < 6 * np.sqrt(5 / 36 / len(color))
     assert len(np.unique(color.reshape(-1, 3), axis=0)) == 6
+
+
+def test_every_colour_is_the_saturated_one_of_its_hue():
+    for hues in HUES:
+        factors = Sprites(SpriteOptions(size=8, hues=hues), num_scenes=40).factors
+        present = factors["visibility"] > 0
+        hue = factors["hue"][present]
+        assert ((hue >= 0) & (hue < 1)).all()
+        expected = np.array([colorsys.hsv_to_rgb(h, 1.0, 1.0) for h in hue.tolist()])
+        assert np.abs(factors["color"][present] - expected).max() <= 0.5 / 255 + 1e-6
+
+
+def test_palette_hues_are_the_six_corners_of_the_colour_cube():
+    color = Sprites(SpriteOptions(size=8), num_scenes=100).factors["color"]
+    assert set(np.unique(color)) == {0.0, 1.0}
+
+
+def test_continuous_hues_are_uniform_and_independent_of_each_other():
+    options = SpriteOptions(size=8, min_objects=2, max_objects=2, hues="continuous")
+    hue = Sprites(options, num_scenes=1024).factors["hue"].astype(np.float64)
+    assert kstest(hue.ravel(), "uniform").pvalue > 1e-6
+    assert kstest((hue[:, 0] - hue[:, 1]) % 1.0, "uniform").pvalue > 1e-6
+
+
+def test_hues_change_nothing_that_is_drawn_before_them():
+    palette, continuous = (Sprites(SpriteOptions(size=16, hues=hues), num_scenes=64).factors for hues in HUES)
+    assert np.array_equal(palette["num_objects"], continuous["num_objects"])
+    assert np.array_equal(palette["size"], continuous["size"])
+
+
+@pytest.mark.parametrize(
+    ("background", "digest"),
+    [("black", "070306e58f498aee"), ("gray", "d5f29f14cc62371c"), ("colour", "523a619156024d50")],
+)
+def test_scenes_are_those_that_earlier_versions_made(background, digest):
+    """Runs name their data by options and a seed, so the bytes must not change."""
+    sprites = Sprites(SpriteOptions(size=16, background=background), num_scenes=300, seed=3)
+    found = hashlib.sha256(sprites.images.tobytes() + sprites.masks.tobytes())
+    for name in ("shape", "color", "x", "y", "size", "depth", "visibility", "num_objects"):
+        found.update(sprites.factors[name].tobytes())
+    assert found.hexdigest()[:16] == digest
 
 
 def test_depth_does_not_follow_the_label():
@@ -197,6 +243,7 @@ def test_info_counts_the_background_as_a_slot_and_source_names_the_scene():
         ({"min_objects": 3, "max_objects": 2}, r"^data\.min_objects: expected an integer from 1 to 2, got 3$"),
         ({"max_objects": 17}, r"^data\.max_objects: expected an integer from 1 to 16, got 17$"),
         ({"max_objects": True}, r"^data\.max_objects: expected an integer from 1 to 16, got True$"),
+        ({"hues": "all"}, r"^data\.hues: expected one of palette, continuous, got 'all'$"),
         ({"background": "pink"}, r"^data\.background: expected one of black, gray, colour, got 'pink'$"),
     ],
 )

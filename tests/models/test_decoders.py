@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 from torch import Tensor, nn
 
-from psa.models.decoders import BroadcastDecoder, PatchDecoder
+from psa.metrics.compositional_contrast import compositional_contrast
+from psa.models.decoders import BroadcastDecoder, JointDecoder, PatchDecoder
 from psa.models.decoders.grid import coordinate_grid
 
 SLOT_DIM = 6
 
 
 class DecoderContract:
-    """What every masked decoder keeps; a subclass names the decoder, its small settings and a size it refuses."""
+    """What every decoder keeps; a subclass names the decoder, its small settings and a size it refuses."""
 
     decoder: type[nn.Module]
     settings: dict[str, Any]
@@ -58,11 +59,17 @@ class DecoderContract:
         decoder, slots = self.build(), self.slots(3)
         assert_close(decoder(slots[1:2]).mean[0], decoder(slots).mean[1])
 
-    def test_the_picture_of_a_slot_does_not_depend_on_the_others(self):
-        decoder, slots = self.build(), self.slots()
-        changed = slots.clone()
-        changed[:, 1:] += 1
-        assert_close(decoder(changed).rgb[:, 0], decoder(slots).rgb[:, 0])
+    def test_slots_left_out_have_no_part_in_the_scene(self):
+        decoder, slots = self.build(), self.slots(2, 4)
+        active = torch.tensor([[True, False, True, True], [False, True, True, True]])
+        scene = decoder(slots, active)
+        for image in range(2):
+            alone = decoder(slots[image : image + 1, active[image]])
+            assert_close(scene.mean[image], alone.mean[0])
+            assert_close(scene.masks[image, active[image]], alone.masks[0])
+        assert not bool(scene.masks[~active].any())
+        with pytest.raises(ValueError, match="active must keep at least one slot an image, image 1 has none"):
+            decoder(slots, active & torch.tensor([[True], [False]]))
 
     def test_places_differ(self):
         """Without positions every patch would be the same."""
@@ -84,7 +91,15 @@ class DecoderContract:
             self.build((size[1], size[0]))
 
 
-class TestPatchDecoder(DecoderContract):
+class MaskedContract(DecoderContract):
+    def test_the_picture_of_a_slot_does_not_depend_on_the_others(self):
+        decoder, slots = self.build(), self.slots()
+        changed = slots.clone()
+        changed[:, 1:] += 1
+        assert_close(decoder(changed).rgb[:, 0], decoder(slots).rgb[:, 0])
+
+
+class TestPatchDecoder(MaskedContract):
     decoder = PatchDecoder
     settings = {"hidden_dim": 7, "num_layers": 2, "patch": 4}  # noqa: RUF012
     refused = ((10, 16), "image size must be a multiple of decoder.patch 4, got 10 x 16")
@@ -102,7 +117,7 @@ class TestPatchDecoder(DecoderContract):
             assert_close(rgb[0, 0, channel], 16 * channel + tile)
 
 
-class TestBroadcastDecoder(DecoderContract):
+class TestBroadcastDecoder(MaskedContract):
     decoder = BroadcastDecoder
     settings = {"hidden_dim": 7, "num_upsamplings": 2}  # noqa: RUF012
     refused = ((10, 16), "image size must be a multiple of 4, got 10 x 16")
@@ -110,6 +125,58 @@ class TestBroadcastDecoder(DecoderContract):
     def test_without_upsampling_any_size_is_decoded(self):
         decoder = BroadcastDecoder(SLOT_DIM, (5, 7), hidden_dim=4, num_upsamplings=0).double()
         assert decoder(self.slots()).mean.shape == (2, 3, 5, 7)
+
+
+class TestJointDecoder(DecoderContract):
+    decoder = JointDecoder
+    settings = {"hidden_dim": 7, "num_layers": 2, "patch": 4}  # noqa: RUF012
+    refused = ((10, 16), "image size must be a multiple of decoder.patch 4, got 10 x 16")
+
+    def build(self, size: tuple[int, int] = (8, 16)) -> nn.Module:
+        return super().build(size).eval()
+
+    def test_it_is_not_additive(self):
+        """What one slot adds to the picture depends on the other."""
+        decoder, (one, other) = self.build(), self.slots(2, 2)
+
+        def picture(first: Tensor, second: Tensor) -> Tensor:
+            return decoder.picture(torch.stack([first, second])[None])
+
+        with_other = picture(one[0], other[1]) - picture(other[0], other[1])
+        with_own = picture(one[0], one[1]) - picture(other[0], one[1])
+        assert float((with_other - with_own).detach().abs().max()) > 1e-3
+        assert compositional_contrast(lambda slots: decoder.picture(slots[None]), one[None]).contrast > 1e-3
+
+    def test_it_is_piecewise_affine(self):
+        """On a line short enough to cross no kink, in almost all directions, second differences vanish."""
+        decoder, slots, step = self.build(), self.slots(20, 3), 1e-4 * self.slots(20, 3).flip(1)
+        before, at, after = (decoder.picture(slots + k * step).detach() for k in (-1, 0, 1))
+        first, second = (after - at).abs().amax((1, 2, 3)), (after - 2 * at + before).abs().amax((1, 2, 3))
+        assert float(first.min()) > 1e-6
+        assert float((second < 1e-10 * first.max()).double().mean()) > 0.5
+        allowed = (nn.Linear, nn.Conv2d, nn.LeakyReLU, nn.PixelShuffle, nn.Unflatten, nn.Sequential, JointDecoder)
+        assert all(isinstance(module, allowed) for module in decoder.modules())
+
+    def test_masks_are_the_shares_of_what_changes_without_a_slot(self):
+        decoder, slots = self.build(), self.slots(2, 3)
+        scene = decoder(slots)
+        without = torch.stack([decoder.picture(slots[:, [j for j in range(3) if j != k]]) for k in range(3)], 1)
+        change = (scene.mean[:, None] - without).square().sum(2).sqrt()
+        assert_close(scene.masks, change / change.sum(1, keepdim=True))
+        assert_close(scene.mean, decoder.picture(slots))
+
+    def test_training_has_the_same_picture_and_equal_masks(self):
+        decoder, slots = self.build(), self.slots(2, 4)
+        expected = decoder(slots).mean
+        scene = decoder.train()(slots)
+        assert_close(scene.mean, expected)
+        assert_close(scene.masks, torch.full_like(scene.masks, 1 / 4))
+
+    def test_no_gradient_flows_through_the_masks(self):
+        """They cancel in the mean, up to rounding over the change: noise, where little changes."""
+        scene = self.build()(self.slots(1, 3).requires_grad_())
+        assert scene.rgb.requires_grad
+        assert not scene.log_masks.requires_grad
 
 
 @given(height=st.integers(2, 9), width=st.integers(2, 9))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import psa
-from psa.experiments.slot_counts import Bin, reliability
+from psa.experiments.evidence_recovery import Bin, reliability
 from psa.experiments.tables import markdown
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.counting import count_objects, log_score

@@ -4,14 +4,31 @@ from collections.abc import Mapping
 
 from psa.errors import ConfigError
 from psa.experiments import (
+    ablation_covariance,
+    aggregate_2d,
     aggregate_lemma,
     complexity,
     concatenated_slots,
+    query_initialisation,
+    slot_count,
     special_cases,
+    sprites_identifiability,
+    violated_assumptions,
 )
 from psa.experiments.experiment import SCALES, Experiment
 
-_MODULES = (special_cases, concatenated_slots, aggregate_lemma, complexity)
+_MODULES = (
+    special_cases,
+    concatenated_slots,
+    aggregate_lemma,
+    aggregate_2d,
+    violated_assumptions,
+    sprites_identifiability,
+    query_initialisation,
+    ablation_covariance,
+    slot_count,
+    complexity,
+)
 EXPERIMENTS: Mapping[str, Mapping[str, Experiment]] = {module.SCALES["cpu"].name: module.SCALES for module in _MODULES}
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from psa.data.mixture_2d import Mixture2dOptions, PlantedImages, draw_images, draw_types
 from psa.experiments.tables import markdown
 from psa.inference.aggregate import reduce
 from psa.inference.compare import weak_prior
@@ -64,40 +64,11 @@ HARD = TypedSlotsStudy(
 SMOKE = TypedSlotsStudy("smoke", num_points=20, num_images=40, num_held_out=10, num_restarts=4, num_rounds=3)
 
 
-@dataclass(frozen=True)
-class Planted:
-    """Images and the truth about them.
-
-    Attributes:
-        tokens: (M, N, 2), in deviations of an object.
-        labels: (M, N), the object of each token.
-        loc: (G, 2), the types' means.
-        which: (M, objects), the types in each image.
-    """
-
-    tokens: Float[Tensor, "images tokens 2"]
-    labels: Int[Tensor, "images tokens"]
-    loc: Float[Tensor, "types 2"]
-    which: Int[Tensor, "images objects"]
-
-    def __getitem__(self, part: slice) -> "Planted":
-        return Planted(self.tokens[part], self.labels[part], self.loc, self.which[part])
-
-
-def planted(study: TypedSlotsStudy, generator: torch.Generator) -> Planted:
-    """Types' means uniform in a square of 1.2 separations times sqrt(G) a side, drawn again until they are apart."""
-    side = 1.2 * study.separation * math.sqrt(study.num_types)
-    while True:
-        loc = side * torch.rand(study.num_types, 2, generator=generator, dtype=torch.float64)
-        if float(torch.pdist(loc).min()) >= study.separation:
-            break
-    num_images = study.num_images + study.num_held_out
-    order = torch.rand(num_images, study.num_types, generator=generator).argsort(-1)
-    which = order[:, : study.num_objects]
-    shape = (num_images, study.num_objects, study.num_points, 2)
-    tokens = loc[which][:, :, None] + torch.randn(shape, generator=generator, dtype=torch.float64)
-    labels = torch.arange(study.num_objects).repeat_interleave(study.num_points).expand(num_images, -1)
-    return Planted(tokens.flatten(1, 2), labels, loc, which)
+def planted(study: TypedSlotsStudy, generator: torch.Generator) -> PlantedImages:
+    """The images to learn from, then those to judge on."""
+    options = Mixture2dOptions(study.num_types, study.num_objects, study.num_points, study.separation)
+    loc = draw_types(options, generator)
+    return draw_images(loc, options, study.num_images + study.num_held_out, generator)
 
 
 @dataclass(frozen=True)
@@ -177,7 +148,7 @@ def run_study(study: TypedSlotsStudy) -> TypedSlotsResult:
     )
 
 
-def against_truth(types: TypePrior, data: Planted) -> tuple[float, float]:
+def against_truth(types: TypePrior, data: PlantedImages) -> tuple[float, float]:
     """Errors of weights and means after matching types to the planted ones; infinite where their numbers differ."""
     if types.num_types != len(data.loc):
         return math.inf, math.inf

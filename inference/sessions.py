@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from psa.data import SceneDataset, open_dataset
+from psa.data import DATASETS, SceneDataset, open_dataset
 from psa.errors import ConfigError, DataError, RunError
 from psa.inference.autoencoder import SlotAutoencoder, build_autoencoder
 from psa.inference.config import DataConfig, RunConfig, override, parse_config
@@ -34,12 +34,12 @@ def open_split(data: DataConfig, split: str) -> SceneDataset:
         ConfigError: If an option does not fit the source.
     """
     options = data.options()
-    if data.source == "sprites":
+    if data.source in DATASETS:
         wanted = options.get("num_scenes", NUM_TRAINING)
         options["num_scenes"] = wanted if split == "train" else min(wanted, NUM_EVALUATED)
     dataset = open_dataset(data.source, split, **options)
     size = dataset.info.size
-    if dataset.info.kind != "scenes" or size is None:
+    if not isinstance(dataset, SceneDataset) or size is None:
         raise DataError(f"{data.source}: expected images, found {dataset.info.kind}")
     if min(size) < MIN_IMAGE_SIZE:
         raise DataError(

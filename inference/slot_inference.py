@@ -35,6 +35,8 @@ from psa.records import SlotPosterior
 if TYPE_CHECKING:
     from psa.inference.variants import VariantSpec
 
+MOMENTS = ("moments", "moments-uniform")  # updates that give a slot a variance
+
 
 @dataclass(frozen=True)
 class Step:
@@ -210,15 +212,17 @@ class SlotInference(nn.Module):
             features = token_features(values, spec.covariance == "full")
             sums = weighted @ features.transpose(1, 2)
             new = conjugate_update(sums, spec.prior.concentration, self._prior(centred))
-        elif spec.update == "moments":
+        elif spec.update in MOMENTS:
             new = moments_update(attention, values, state, spec.variance_floor, centred.num_tokens)
+            if spec.update == "moments-uniform":
+                new = replace(new, log_weights=state.log_weights)
         else:
             new = mean_update(attention, values, state)
         if self.neural is not None:
             origin = centred.value_origin
             loc = self.neural(new.loc + origin, state.loc + origin) - origin
             new = replace(new, loc=loc)
-            if spec.update == "moments":
+            if spec.update in MOMENTS:
                 new = replace(new, var=variance_about(attention, values, loc).clamp(min=spec.variance_floor))
         return Step(new, attention)
 

@@ -13,7 +13,7 @@ from psa.inference.slot_inference import SlotInference, positive_int
 from psa.models.local_mixture import COVARIANCES, LocalMixturePrior
 
 AGREEMENTS = ("dot", "gaussian", "variational")
-UPDATES = ("mean", "moments", "conjugate")
+UPDATES = ("mean", "moments", "moments-uniform", "conjugate")
 PROJECTIONS = ("none", "q", "qkv")
 _FULL = (("gaussian", "moments", True), ("variational", "conjugate", True))
 
@@ -26,7 +26,7 @@ class VariantSpec:
         name: The member's name.
         initialiser: A key of ``INITIALISERS``.
         agreement: The E-step: dot, gaussian, variational.
-        update: The M-step: mean, moments, conjugate.
+        update: The M-step: mean, moments, moments-uniform (weights stay where they start), conjugate.
         neural: Whether a GRU and a residual MLP follow the update of the mean.
         gradient: unrolled, implicit, straight-through.
         readout: A key of ``READOUTS``.

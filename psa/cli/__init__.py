@@ -9,6 +9,7 @@ from psa.cli.bench import bench
 from psa.cli.check import check
 from psa.cli.common import print_json, progress_console
 from psa.cli.compare import compare
+from psa.cli.data import data
 from psa.cli.demo import demo
 from psa.cli.diagnose import diagnose
 from psa.cli.encode import encode
@@ -30,6 +31,7 @@ app = typer.Typer(
 for command in (demo, train, evaluate, encode, sample, slots, compare, check, diagnose, bench):
     app.command()(command)
 app.add_typer(experiment)
+app.add_typer(data)
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 

@@ -1,34 +1,130 @@
 """From what a user names, a generator, a folder or a file, to the data set that reads it."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from psa.data.description import SceneDataset
-from psa.data.folder import IMAGE_SUFFIXES, FolderScenes
-from psa.data.hdf5 import Hdf5Scenes
+from psa.data import (
+    brady,
+    clevr,
+    clevrtex,
+    coco,
+    dsprites,
+    folder,
+    hdf5,
+    pickles,
+    shapestacks,
+    tfrecords,
+    voc,
+    webdataset,
+)
+from psa.data.brady import BradyScenes
+from psa.data.clevr import ClevrScenes
+from psa.data.clevrtex import ClevrTexScenes
+from psa.data.coco import CocoScenes
+from psa.data.description import PointsDataset, SceneDataset
+from psa.data.dsprites import DspritesScenes
+from psa.data.folder import FolderScenes
+from psa.data.hdf5 import HDF5_SUFFIXES, Hdf5Scenes
+from psa.data.mixture_2d import OPTIONS as MIXTURE_OPTIONS
+from psa.data.mixture_2d import Mixture2d, Mixture2dOptions
+from psa.data.multi_dsprites import MultiDsprites, MultiDspritesOptions
 from psa.data.options import require_choice
+from psa.data.pictures import IMAGE_SUFFIXES
 from psa.data.prepare import Preparation
+from psa.data.shapestacks import ShapeStacksScenes
 from psa.data.splits import SPLITS
 from psa.data.sprites import SpriteOptions, Sprites
-from psa.data.tfrecords import TFRECORD_SUFFIXES, TfrecordScenes, find_shards
+from psa.data.tetrominoes import Tetrominoes, TetrominoOptions
+from psa.data.tfrecords import TFRECORD_SUFFIXES, TfrecordScenes
+from psa.data.voc import VocScenes
+from psa.data.webdataset import WebdatasetScenes
 from psa.errors import ConfigError, DataError
 
-DATASETS = {"sprites": "squares, circles and triangles of colliding colours that occlude one another"}
-HDF5_SUFFIXES = (".h5", ".hdf5")
-FILE_SUFFIXES = (*HDF5_SUFFIXES, *TFRECORD_SUFFIXES)
+DATASETS = {
+    "sprites": "squares, circles and triangles of colliding colours that occlude one another",
+    "tetrominoes": "three pieces of four squares that do not overlap, 35 x 35 pixels",
+    "multi-dsprites": "squares, ellipses and hearts that occlude one another, 64 x 64 pixels",
+    "mixture-2d": "points in the plane, a few Gaussian objects an image, each of one of a few types",
+}
+FILE_SUFFIXES = (*HDF5_SUFFIXES, *TFRECORD_SUFFIXES, ".tar", ".npz")
 READER_OPTIONS = tuple(field.name for field in fields(Preparation))
 SPRITE_OPTIONS = tuple(field.name for field in fields(SpriteOptions))
+GENERATORS: Mapping[str, tuple[Callable[..., SceneDataset], type]] = {
+    "tetrominoes": (Tetrominoes, TetrominoOptions),
+    "multi-dsprites": (MultiDsprites, MultiDspritesOptions),
+}
 
 
-def open_dataset(name_or_path: str | Path, split: str = "train", **options: Any) -> SceneDataset:
+@dataclass(frozen=True)
+class Reader:
+    """What opens a path of one layout.
+
+    Attributes:
+        recognises: whether a path has the layout, from names alone.
+        open: takes the path, the split, a ``Preparation``, and its own options by name.
+        options: the names of its own options, beside those of ``Preparation``.
+        layout: a line for people, "name: what it is made of"; empty where nothing is read.
+    """
+
+    recognises: Callable[[Path], bool]
+    open: Callable[..., SceneDataset | PointsDataset]
+    options: tuple[str, ...] = ()
+    layout: str = ""
+
+
+# The first that recognises a path opens it.
+READERS = (
+    Reader(hdf5.recognises, Hdf5Scenes, layout="HDF5: one .h5 or .hdf5 file of images, masks and factors"),
+    Reader(
+        tfrecords.recognises,
+        TfrecordScenes,
+        layout="TFRecords: DeepMind's multi-object data sets, one .tfrecord(s) file or a folder of them",
+    ),
+    Reader(
+        clevrtex.recognises, ClevrTexScenes, layout="ClevrTex: numbered folders of one variant, with masks and factors"
+    ),
+    Reader(
+        clevr.recognises, ClevrScenes, layout="CLEVR v1.0: images/{train,val,test} and scenes/*.json, without masks"
+    ),
+    Reader(
+        shapestacks.recognises, ShapeStacksScenes, layout="ShapeStacks: recordings/ with masks, and lists of splits"
+    ),
+    Reader(
+        coco.recognises,
+        CocoScenes,
+        ("masks",),
+        layout="COCO 2017: train2017, val2017 and annotations/, with instance or class masks",
+    ),
+    Reader(
+        voc.recognises,
+        VocScenes,
+        ("masks",),
+        layout="PASCAL VOC 2012: JPEGImages and ImageSets/, with instance or class masks",
+    ),
+    Reader(webdataset.recognises, WebdatasetScenes, layout="webdataset: one .tar shard or a folder of them"),
+    Reader(
+        dsprites.recognises,
+        DspritesScenes,
+        dsprites.OPTIONS,
+        layout="dSprites: the .npz of single shapes, composed into Multi-dSprites scenes",
+    ),
+    Reader(brady.recognises, BradyScenes, layout="Brady et al. sprites: the .npz of images and factors, without masks"),
+    Reader(pickles.recognises, pickles.refuse),
+    Reader(folder.recognises, FolderScenes, layout="folder: PNG or JPEG images, with or without a mask for each"),
+)
+
+
+def open_dataset(name_or_path: str | Path, split: str = "train", **options: Any) -> SceneDataset | PointsDataset:
     """Opens a generator of ``DATASETS`` by its name, a folder of pictures or TFRecords, or an HDF5 or TFRecord file.
 
     Args:
         name_or_path: a name of ``DATASETS`` comes before a folder called the same; write ./NAME for the folder.
         split: train, val, test, or all that a folder or file holds.
-        options: for sprites seed, num_scenes and the fields of ``SpriteOptions``; for a path size and crop.
+        options: for a generator seed, num_scenes and the fields of its options (``SpriteOptions``,
+            ``Mixture2dOptions``, ``TetrominoOptions``, ``MultiDspritesOptions``); for a path, tetrominoes and
+            multi-dsprites size and crop; for COCO and VOC masks; for a dSprites file those of multi-dsprites.
 
     Raises:
         DataError: nothing of that name, or something that cannot be read.
@@ -37,21 +133,15 @@ def open_dataset(name_or_path: str | Path, split: str = "train", **options: Any)
     require_choice("split", split, SPLITS)
     if name_or_path == "sprites":
         return _open_sprites(split, options)
+    if name_or_path == "mixture-2d":
+        return _open_mixture(split, options)
+    if name_or_path in GENERATORS:
+        return _open_generator(str(name_or_path), split, options)
     path = Path(name_or_path)
-    suffix = path.suffix.lower()
-    if not (path.is_dir() or (path.is_file() and suffix in FILE_SUFFIXES)):
-        found = "a file of another kind" if path.exists() else "nothing of that name"
-        raise DataError(
-            f"{name_or_path}: expected a data set ({', '.join(DATASETS)}), a folder of images, "
-            f"or a file ending in {', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}, found {found}"
-        )
-    _require_known(options, READER_OPTIONS, str(name_or_path))
-    preparation = Preparation.from_options(**options)
-    if path.is_file() and suffix in HDF5_SUFFIXES:
-        return Hdf5Scenes(path, split, preparation)
-    if path.is_file() or find_shards(path):
-        return TfrecordScenes(path, split, preparation)
-    return FolderScenes(path, split, preparation)
+    try:
+        return _open_path(path, split, options)
+    except OSError as error:  # a folder on the way may not be looked into
+        raise DataError(f"{error.filename or path}: expected what can be read, got {error.strerror}") from error
 
 
 def open_images(path: str | Path, **options: Any) -> SceneDataset:
@@ -65,7 +155,14 @@ def open_images(path: str | Path, **options: Any) -> SceneDataset:
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         _require_known(options, READER_OPTIONS, str(path))
         return FolderScenes(path, "all", Preparation.from_options(**options))
-    return open_dataset(path, "all", **options)
+    dataset = open_dataset(path, "all", **options)
+    assert isinstance(dataset, SceneDataset)  # what makes points has no split "all"
+    return dataset
+
+
+def find_reader(path: Path) -> Reader | None:
+    """What opens a path, told by names alone; None where nothing does."""
+    return next((reader for reader in READERS if reader.recognises(path)), None)
 
 
 def _open_sprites(split: str, options: Mapping[str, Any]) -> Sprites:
@@ -73,6 +170,35 @@ def _open_sprites(split: str, options: Mapping[str, Any]) -> Sprites:
     look = {name: value for name, value in options.items() if name in SPRITE_OPTIONS}
     stream = {name: value for name, value in options.items() if name not in SPRITE_OPTIONS}
     return Sprites(SpriteOptions(**look), split, **stream)
+
+
+def _open_mixture(split: str, options: Mapping[str, Any]) -> Mixture2d:
+    _require_known(options, MIXTURE_OPTIONS, "mixture-2d")
+    stream = {name: value for name, value in options.items() if name in ("seed", "num_scenes")}
+    return Mixture2d(Mixture2dOptions(**{n: v for n, v in options.items() if n not in stream}), split, **stream)
+
+
+def _open_generator(name: str, split: str, options: Mapping[str, Any]) -> SceneDataset:
+    make, look = GENERATORS[name]
+    names = tuple(field.name for field in fields(look))
+    groups = {"look": names, "stream": ("seed", "num_scenes"), "prepared": READER_OPTIONS}
+    _require_known(options, sum(groups.values(), ()), name)
+    given = {group: {n: options[n] for n in names if n in options} for group, names in groups.items()}
+    preparation = Preparation.from_options(**given["prepared"])
+    return make(look(**given["look"]), split, preparation=preparation, **given["stream"])
+
+
+def _open_path(path: Path, split: str, options: dict[str, Any]) -> SceneDataset | PointsDataset:
+    reader = find_reader(path)
+    if reader is None:
+        found = "a file of another kind" if path.exists() else "nothing of that name"
+        raise DataError(
+            f"{path}: expected a data set ({', '.join(DATASETS)}), a folder of images, "
+            f"or a file ending in {', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}, found {found}"
+        )
+    _require_known(options, (*READER_OPTIONS, *reader.options), str(path))
+    own = {name: options.pop(name) for name in reader.options if name in options}
+    return reader.open(path, split, Preparation.from_options(**options), **own)
 
 
 def _require_known(options: Iterable[str], allowed: tuple[str, ...], source: str) -> None:

@@ -1,9 +1,9 @@
 """What a data set is made of: scenes or points, a description of the whole, and the batch that models take."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, SupportsIndex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class DatasetInfo:
         size: (height, width) of every image; None for points.
         background_labels: mask labels that are no objects.
         num_slots: the number of labels including the background, where known.
+        factors: what each factor that scenes may have is, and its unit, by name; empty where that is not known.
     """
 
     kind: Literal["scenes", "points"]
@@ -52,10 +53,14 @@ class DatasetInfo:
     size: tuple[int, int] | None
     background_labels: tuple[int, ...]
     num_slots: int | None
+    factors: Mapping[str, str] = field(default_factory=dict)
 
 
-class SceneDataset(ABC):
-    """A map-style data set of scenes: indices from 0, IndexError past the end."""
+Item = TypeVar("Item", Scene, Points)
+
+
+class MapDataset(ABC, Generic[Item]):
+    """A map-style data set: indices from 0, IndexError past the end."""
 
     info: DatasetInfo
 
@@ -63,15 +68,23 @@ class SceneDataset(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, index: SupportsIndex) -> Scene: ...
+    def __getitem__(self, index: SupportsIndex) -> Item: ...
 
     @abstractmethod
     def source(self, index: SupportsIndex) -> str:
         """The file, or ``file[i]``, that an item came from: for error messages."""
 
-    def __getitems__(self, indices: Iterable[SupportsIndex]) -> list[Scene]:
+    def __getitems__(self, indices: Iterable[SupportsIndex]) -> list[Item]:
         """Several items at once, in the order asked for; torch's DataLoader calls this where it exists."""
         return [self[index] for index in indices]
+
+
+class SceneDataset(MapDataset[Scene]):
+    """Of scenes."""
+
+
+class PointsDataset(MapDataset[Points]):
+    """Of sets of points."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Pictures and label images read with Pillow; whatever is wrong with a file comes out as one DataError naming it."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from psa.errors import DataError
 
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 SIDEWAYS = (5, 6, 7, 8)
+MAX_PIXELS = 1 << 26  # 8192 x 8192: what a few bytes of a PNG may decode to has to have an end
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -23,9 +26,14 @@ def read_size(path: Path) -> tuple[int, int]:
     return (width, height) if sideways else (height, width)
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture as 8-bit RGB, turned as its EXIF orientation says; transparency is dropped."""
-    with _opened(path) as image:
+def read_image(path: Path | str, data: bytes | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture as 8-bit RGB, turned as its EXIF orientation says; transparency is dropped.
+
+    Args:
+        path: The file, or with ``data`` what to name in errors.
+        data: The picture's bytes, where it is no file of its own.
+    """
+    with _opened(path, data) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
             gray = np.asarray(upright).astype(np.int64).clip(0, 65535) >> 8
@@ -49,9 +57,13 @@ def read_labels(path: Path) -> Int64[np.ndarray, "height width"]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path | str, data: bytes | None = None) -> Iterator[Image.Image]:
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            opened = Image.open(path if data is None else BytesIO(data), formats=("PNG", "JPEG"))
+        with opened as image:
+            _require_limit(path, *image.size)
             yield image
     except DataError:
         raise
@@ -59,3 +71,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         # Bad bytes make Pillow raise OSError, SyntaxError, ValueError, struct.error, DecompressionBombError and others.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(f"{path}: expected a readable PNG or JPEG image, got {reason}") from error
+
+
+def _require_limit(path: Path | str, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{path}: expected an image of at most {MAX_PIXELS} pixels, got {height}x{width}")

@@ -55,6 +55,8 @@ class Preparation:
         """The mask cropped, then resized by taking the nearest pixel: no label appears that was not there."""
         top, left, height, width = self.box(*mask.shape)
         rows, columns = self.result_size(*mask.shape)
+        if (rows, columns) == (height, width):
+            return mask[top : top + height, left : left + width]
         return mask[np.ix_(top + _nearest(height, rows), left + _nearest(width, columns))]
 
 

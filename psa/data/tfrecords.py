@@ -64,6 +64,11 @@ class TfrecordScenes(SceneDataset):
         return self._files[shard], row - int(self._starts[shard])
 
 
+def recognises(path: Path) -> bool:
+    """Whether it is a file that ends as TFRecords do, or a folder that holds such files."""
+    return (path.suffix.lower() in TFRECORD_SUFFIXES and path.is_file()) or bool(find_shards(path))
+
+
 def find_shards(folder: Path) -> list[Path]:
     """The TFRecord files of a folder by name, without hidden ones; none of what is no folder."""
     try:

@@ -10,8 +10,8 @@ from jaxtyping import Float64, UInt8
 from numpy.lib.format import MAGIC_PREFIX
 from numpy.typing import NDArray
 
-from psa.data.folder import IMAGE_SUFFIXES
 from psa.data.image_files import read_image
+from psa.data.pictures import IMAGE_SUFFIXES
 from psa.data.prepare import Preparation
 from psa.errors import DataError
 

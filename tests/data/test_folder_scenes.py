@@ -1,13 +1,20 @@
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
+import torch
+from fuzzing import fuzz
 from PIL import ExifTags, Image
+from png_bytes import chunk, png
 
-from psa.data import FolderScenes, Preparation
+from psa.data import FolderScenes, Preparation, open_dataset
+from psa.data.image_files import MAX_PIXELS
 from psa.errors import DataError
+from psa.metrics import num_objects
 
 RNG = np.random.default_rng(0)
 
@@ -30,10 +37,6 @@ def oriented(value: int) -> Image.Exif:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = value
     return exif
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def fill(root: Path, images: str, masks: str | None, num_items: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -190,6 +193,16 @@ def test_integer_masks_are_read_as_they_are(tmp_path, mode):
     assert np.array_equal(read, mask)
 
 
+def test_a_mask_of_0_and_255_is_one_object(tmp_path):
+    pixels = np.where(labels() > 2, 255, 0).astype(np.uint8)
+    write(tmp_path / "a.png", picture())
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_bytes(png(pixels))
+    dataset = FolderScenes(tmp_path, "all")
+    np.testing.assert_array_equal(dataset[0].mask, pixels)
+    assert num_objects(torch.from_numpy(dataset[0].mask)[None], dataset.info.background_labels).tolist() == [1]
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("with_black", [True, False])
 def test_each_colour_of_an_rgb_mask_is_a_label_and_black_is_zero(tmp_path, mode, with_black):
@@ -287,11 +300,84 @@ def test_an_unreadable_mask_is_named(tmp_path):
         FolderScenes(tmp_path, "all")[0]
 
 
-def test_a_picture_that_claims_to_be_immense_is_refused(tmp_path):
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    with pytest.raises(DataError, match=r"a\.png: expected a readable .* image, got DecompressionBombError"):
+def claiming(height: int, width: int) -> bytes:
+    """A PNG of a few bytes."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(bytes(height * (width + 1)), 1)) if height * width < 10**9 else b""
+    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+
+
+# Above the limit here; where Pillow would warn; and where it would refuse.
+@pytest.mark.parametrize("size", [(8193, 8192), (10_000, 10_000), (60_000, 60_000)])
+@pytest.mark.parametrize("is_mask", [False, True])
+def test_a_picture_that_would_decode_to_too_much_is_refused_at_once(tmp_path, size, is_mask):
+    image, mask = write(tmp_path / "a.png", picture()), write(tmp_path / "masks" / "a.png", labels())
+    path = mask if is_mask else image
+    path.write_bytes(claiming(*size))
+    assert path.stat().st_size < 1 << 20
+    message = (
+        f"an image of at most {MAX_PIXELS} pixels" if max(size) < 60_000 else "a readable .* DecompressionBombError"
+    )
+    with pytest.raises(DataError, match=rf"^{path}: expected {message}"):
         FolderScenes(tmp_path, "all")
+
+
+def test_the_largest_picture_allowed_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("psa.data.image_files.MAX_PIXELS", 54)
+    write(tmp_path / "a.png", picture(6, 9))
+    assert FolderScenes(tmp_path, "all")[0].image.shape == (6, 9, 3)
+    write(tmp_path / "a.png", picture(5, 11))
+    with pytest.raises(DataError, match=r"a\.png: expected an image of at most 54 pixels, got 5x11$"):
+        FolderScenes(tmp_path, "all")
+
+
+@pytest.mark.parametrize("target", ["itself.png", "nowhere.png", "b.png"])
+def test_links_that_lead_nowhere_are_named_and_others_followed(tmp_path, target):
+    write(tmp_path / "b.png", picture())
+    link = tmp_path / "itself.png"
+    link.symlink_to(tmp_path / target)
+    if target == "b.png":
+        assert len(FolderScenes(tmp_path, "all")) == 2
+        return
+    with pytest.raises(DataError, match=rf"^{link}: expected a picture, found a link that leads nowhere"):
+        FolderScenes(tmp_path, "all")
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path):
+    write(tmp_path / "b.png", picture())
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: expected a picture, found .* no regular file$"):
+        FolderScenes(tmp_path, "all")
+
+
+@pytest.mark.parametrize("name", ["images", "masks"])
+def test_a_loop_of_folders_ends(tmp_path, name):
+    fill(tmp_path, "", None, 3)
+    (tmp_path / name).symlink_to(tmp_path)
+    dataset = open_dataset(tmp_path, "all")
+    assert len(dataset) == 3
+    assert (dataset[0].mask is None) == (name == "images")
+
+
+@pytest.mark.parametrize(("folder", "twin"), [("", "01.jpg"), ("", "01.PNG"), ("masks", "01.PNG")])
+def test_of_two_files_of_a_stem_one_is_named_where_there_are_masks(tmp_path, folder, twin):
+    fill(tmp_path, "", "masks")
+    write(tmp_path / folder / twin, labels())
+    with pytest.raises(
+        DataError, match=r"01\.(png|jpg|PNG): expected one file of that stem, .*, found 01\.(png|PNG|jpg)$"
+    ):
+        FolderScenes(tmp_path, "all")
+
+
+def test_without_masks_two_files_of_a_stem_are_two_pictures(tmp_path):
+    for name in ("a.png", "a.jpg", "a.b.png"):
+        write(tmp_path / name, picture())
+    assert len(FolderScenes(tmp_path, "all")) == 3
+
+
+def test_damage_is_told_in_one_line_or_leaves_sound_scenes(tmp_path):
+    found = fuzz(tmp_path, lambda root: tiny.write_folder(root, 3), lambda root: FolderScenes(root, "all"), range(20))
+    assert set(found) == {"refused", "read"}
 
 
 def test_a_picture_removed_after_opening_is_named(tmp_path):
@@ -315,4 +401,18 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(DataError, match=r": expected a folder that can be listed, got Permission denied$"):
+        FolderScenes(tmp_path)
+
+
+def test_a_folder_within_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
+    fill(tmp_path, "images", "masks")
+    stat = Path.stat
+
+    def refuse(path, **options):
+        if path.parent.name == "masks":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/masks/00\.png: expected .* listed, got Permission denied$"):
         FolderScenes(tmp_path)

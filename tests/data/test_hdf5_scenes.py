@@ -3,6 +3,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from fuzzing import fuzz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -169,3 +170,34 @@ def test_two_scenes_can_only_be_taken_whole(tmp_path):
     with pytest.raises(DataError, match=r"a\.h5: expected at least 3 images .*, got 2; use split 'all'"):
         Hdf5Scenes(path)
     assert len(Hdf5Scenes(path, "all")) == 2
+
+
+@pytest.mark.parametrize(("name", "label", "most"), [("tetrominoes", 4, "0 to 3"), ("a", -1, "0 or more")])
+def test_labels_that_the_description_does_not_allow_name_the_row(tmp_path, name, label, most):
+    mask = np.zeros((20, 6, 9), np.int16)
+    mask[7, 2, 3] = label
+    dataset = Hdf5Scenes(write(tmp_path / f"{name}.h5", mask=mask), "all")
+    assert (dataset[6].mask == 0).all()
+    with pytest.raises(DataError, match=rf"{name}\.h5\[7\]: expected mask labels of {most}, got {label}$"):
+        dataset[7]
+
+
+@pytest.mark.parametrize("shape", [(2**40, 4, 4, 3), (3, 2**20, 2**20, 3)])
+def test_a_header_that_promises_more_than_memory_holds_is_refused(tmp_path, shape):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("image", shape, np.uint8, chunks=(1, 4, 4, 3))
+    with pytest.raises(
+        DataError, match=r"a\.h5: 'image': expected at most 100000000 scenes of 201326592 values, got uint8"
+    ):
+        Hdf5Scenes(tmp_path / "a.h5")
+
+
+def test_damage_is_told_in_one_line_or_leaves_sound_scenes(tmp_path):
+    few = {name: array[:3] for name, array in ARRAYS.items()}
+    found = fuzz(
+        tmp_path,
+        lambda folder: write(folder / "tetrominoes.h5", **few | {"mask": few["mask"] % 4}),
+        lambda folder: Hdf5Scenes(folder / "tetrominoes.h5", "all"),
+        range(20),
+    )
+    assert set(found) == {"refused", "read"}

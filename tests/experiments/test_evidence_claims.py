@@ -6,13 +6,13 @@ import pytest
 import torch
 from tolerances import assert_close
 
-from psa.experiments import calibrated_ranks, local_bayes, slot_counts
+from psa.experiments import calibrated_ranks, evidence_recovery, local_bayes
 from psa.experiments.tables import markdown
 
 
 def test_separated_sets_are_apart_and_run_through_the_counts():
-    tokens, counts = slot_counts.separated_sets(10, 8.0, torch.Generator().manual_seed(0))
-    assert tokens.shape == (10, slot_counts.NUM_TOKENS, 2)
+    tokens, counts = evidence_recovery.separated_sets(10, 8.0, torch.Generator().manual_seed(0))
+    assert tokens.shape == (10, evidence_recovery.NUM_TOKENS, 2)
     assert counts.tolist() == [1, 2, 3, 4, 5] * 2
     # with one cluster the deviation is 1; with more, the distance between centres shows
     assert bool(((tokens[0].std(0) > 0.8) & (tokens[0].std(0) < 1.2)).all())
@@ -20,10 +20,10 @@ def test_separated_sets_are_apart_and_run_through_the_counts():
 
 
 def test_recovery_is_right_on_far_clusters_and_its_shares_are_shares(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(slot_counts, "NUM_TOKENS", 60)
-    monkeypatch.setattr(slot_counts, "MAX_SLOTS", 4)
-    monkeypatch.setattr(slot_counts, "MAX_TRUE", 3)
-    found = slot_counts.recovery(12.0, num_sets=3)
+    monkeypatch.setattr(evidence_recovery, "NUM_TOKENS", 60)
+    monkeypatch.setattr(evidence_recovery, "MAX_SLOTS", 4)
+    monkeypatch.setattr(evidence_recovery, "MAX_TRUE", 3)
+    found = evidence_recovery.recovery(12.0, num_sets=3)
     assert found.chosen == found.occupied == 1.0
     assert found.over == 0.0
     assert 0.5 < found.mean_probability <= 1.0
@@ -32,17 +32,17 @@ def test_recovery_is_right_on_far_clusters_and_its_shares_are_shares(monkeypatch
 def test_reliability_counts_every_pair_once_and_knows_a_perfect_forecast():
     truth = torch.tensor([1, 2, 2, 3])
     certain = torch.nn.functional.one_hot(truth - 1, 3).double()
-    bins = slot_counts.reliability(certain, truth)
+    bins = evidence_recovery.reliability(certain, truth)
     assert sum(one.pairs for one in bins) == 12
     assert sum(one.observed for one in bins) == 4
     assert bins[-1].observed == bins[-1].pairs == 4
-    wrong = slot_counts.reliability(torch.tensor([[0.9, 0.1]] * 50).double(), torch.full((50,), 2))
+    wrong = evidence_recovery.reliability(torch.tensor([[0.9, 0.1]] * 50).double(), torch.full((50,), 2))
     assert max(abs(one.z) for one in wrong) > 10
 
 
 def test_sets_from_the_prior_have_its_moments():
-    prior = slot_counts.CALIBRATION_PRIOR
-    tokens, counts = slot_counts.prior_sets(3000, 4, 2, prior, torch.Generator().manual_seed(0))
+    prior = evidence_recovery.CALIBRATION_PRIOR
+    tokens, counts = evidence_recovery.prior_sets(3000, 4, 2, prior, torch.Generator().manual_seed(0))
     assert set(counts.tolist()) == {1, 2}
     # a token is Student t with 2 a0 = 4 degrees of freedom about 0: its quartiles are known
     import scipy.stats

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from psa.experiments.slot_counts import calibration, recovery
+from psa.experiments.evidence_recovery import calibration, recovery
 from psa.experiments.tables import markdown
 
 

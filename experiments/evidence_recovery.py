@@ -23,25 +23,24 @@ EDGES = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)
 
 
 def separated_sets(
-    num_sets: int, separation: float, generator: torch.Generator
-) -> tuple[Float[Tensor, "sets tokens 2"], Int[Tensor, " sets"]]:
+    num_sets: int, separation: float, generator: torch.Generator, num_features: int = 2
+) -> tuple[Float[Tensor, "sets tokens features"], Int[Tensor, " sets"]]:
     """Token sets and their true K, which runs through 1..5; weights Dirichlet(5), components of unit deviation.
 
-    Centres are uniform in a square of 1.6 separations times sqrt(K) a side, drawn again until every two are at least
-    ``separation`` apart.
+    Centres are uniform in a square (a cube) of 1.6 separations times sqrt(K) a side, drawn again until every two are at
+    least ``separation`` apart.
     """
     tokens, counts = [], []
     for index in range(num_sets):
         count = index % MAX_TRUE + 1
         while True:
-            centres = (
-                1.6 * separation * math.sqrt(count) * torch.rand(count, 2, generator=generator, dtype=torch.float64)
-            )
+            place = torch.rand(count, num_features, generator=generator, dtype=torch.float64)
+            centres = 1.6 * separation * math.sqrt(count) * place
             if count == 1 or float(torch.pdist(centres).min()) >= separation:
                 break
         weights = torch._sample_dirichlet(torch.full((count,), 5.0, dtype=torch.float64), generator=generator)
         label = torch.multinomial(weights, NUM_TOKENS, replacement=True, generator=generator)
-        noise = torch.randn(NUM_TOKENS, 2, generator=generator, dtype=torch.float64)
+        noise = torch.randn(NUM_TOKENS, num_features, generator=generator, dtype=torch.float64)
         tokens.append(centres[label] + noise)
         counts.append(count)
     return torch.stack(tokens), torch.tensor(counts)

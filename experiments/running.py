@@ -34,11 +34,13 @@ class Result:
     Attributes:
         conclusion: What it says.
         seconds: Wall time of all units, whenever they ran.
+        cpu_seconds: Processor time of the same.
         record: What result.json holds.
     """
 
     conclusion: Conclusion
     seconds: float
+    cpu_seconds: float
     record: Mapping[str, Any]
 
 
@@ -60,16 +62,16 @@ def run_experiment(experiment: Experiment, scale: str, out: Path, watch: Watch) 
     try:
         _claim_folder(experiment, scale, out)
         kept = {unit: _unit(experiment, unit, out / UNITS / f"{unit}.safetensors", watch) for unit in units}
-        seconds = sum(spent for _, spent in kept.values())
+        seconds, cpu_seconds = (sum(kind) for kind in zip(*(spent for _, spent in kept.values()), strict=True))
         conclusion = experiment.conclude({unit: outcome for unit, (outcome, _) in kept.items()})
-        record = _record(experiment, scale, conclusion, seconds)
+        record = _record(experiment, scale, conclusion, seconds, cpu_seconds)
         for name, figure in conclusion.pictures.items():
             save(out / FIGURES / f"{name}.png", figure_png(figure))
         save(out / PAGE, page(record, scale).encode())
         save(out / RESULT, (json.dumps(record, indent=2) + "\n").encode())
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from None
-    return Result(conclusion, seconds, record)
+    return Result(conclusion, seconds, cpu_seconds, record)
 
 
 def _require_device(device: str) -> None:
@@ -102,8 +104,8 @@ def _claim_folder(experiment: Experiment, scale: str, out: Path) -> None:
         save(path, (json.dumps(described, indent=2) + "\n").encode())
 
 
-def _unit(experiment: Experiment, unit: str, path: Path, watch: Watch) -> tuple[Outcome, float]:
-    """A unit's outcome and wall time, from its file if there is one."""
+def _unit(experiment: Experiment, unit: str, path: Path, watch: Watch) -> tuple[Outcome, tuple[float, float]]:
+    """A unit's outcome, and its wall and processor time, from its file if there is one."""
     if not path.exists():
         progress = watch(unit)
         begun, processor = perf_counter(), process_time()
@@ -112,12 +114,14 @@ def _unit(experiment: Experiment, unit: str, path: Path, watch: Watch) -> tuple[
         save_tensors(path, outcome.tensors, {"figures": dict(outcome.figures), **spent})
     tensors, notes = load_tensors(path)
     try:
-        return Outcome(notes["figures"], tensors), notes["seconds"]
+        return Outcome(notes["figures"], tensors), (notes["seconds"], notes["cpu_seconds"])
     except (KeyError, TypeError):
         raise RunError(f"{path}: expected a unit that psa experiment wrote, got another file") from None
 
 
-def _record(experiment: Experiment, scale: str, conclusion: Conclusion, seconds: float) -> dict[str, Any]:
+def _record(
+    experiment: Experiment, scale: str, conclusion: Conclusion, seconds: float, cpu_seconds: float
+) -> dict[str, Any]:
     return {
         **_description(experiment, scale),
         "claim": experiment.claim,
@@ -128,6 +132,7 @@ def _record(experiment: Experiment, scale: str, conclusion: Conclusion, seconds:
         "tables": {title: [dict(row) for row in rows] for title, rows in conclusion.tables.items()},
         "pictures": [f"{FIGURES}/{name}.png" for name in conclusion.pictures],
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "machine": f"{os.cpu_count()} cores {platform.machine()}, {torch.get_num_threads()} thread(s), "
         f"{experiment.device}, Python {platform.python_version()}, torch {torch.__version__}",
         "date": datetime.now(UTC).date().isoformat(),
@@ -141,7 +146,8 @@ def page(record: Mapping[str, Any], scale: str) -> str:
         f"Claim: {record['claim']} ({record['source']})",
         f"Verdict: **{record['verdict']}**. {record['reason']}",
         f"```sh\npsa experiment run {record['experiment']} --scale {scale}\n```",
-        f"{record['seconds']:.0f} s on {record['machine']}; {record['date']}.",
+        f"{record['seconds']:.0f} s, of them {record['cpu_seconds']:.0f} s of processor time, on {record['machine']}; "
+        f"{record['date']}.",
     ]
     for title, rows in record["tables"].items():
         parts += [f"## {title}", markdown(rows)]

@@ -80,7 +80,13 @@ def run(
     conclusion = result.conclusion
     print_json(
         {"verdict": conclusion.verdict, **conclusion.figures, "reason": conclusion.reason, "experiment": name}
-        | {"scale": scale, "seconds": result.seconds, "out": str(out), "tables": result.record["tables"]}
+        | {
+            "scale": scale,
+            "seconds": result.seconds,
+            "cpu_seconds": result.cpu_seconds,
+            "out": str(out),
+            "tables": result.record["tables"],
+        }
     )
 
 

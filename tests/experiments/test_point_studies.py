@@ -164,7 +164,7 @@ def test_types_count_only_where_each_is_nearest_to_its_own():
 def test_smoke_figures_and_table_have_every_row_and_the_papers_figures():
     experiment = aggregate_2d.SCALES["smoke"]
     units = require_units(experiment)
-    assert len(units) == 2 * 8
+    assert len(units) == 2 * (len(aggregate_2d.MAIN) + len(aggregate_2d.HARDER)) == 2 * 9
     found = experiment.conclude({unit: run(0.1, int(unit[-1])) for unit in units})
     assert found.verdict == "not decided at this scale"
     assert {"smcc", "r2", "null_smcc", "truth_smcc", "untrained_smcc", "mixed_identity_truth_within"} <= set(

@@ -15,6 +15,7 @@ from psa.experiments.registry import EXPERIMENTS
 
 FOLDER = Path(str(experiments.__file__)).parent
 CONTRACT = ("experiment", "running", "registry")
+EXACT = ("special_cases", "concatenated_slots", "aggregate_lemma")  # float64 equalities, on the CPU at every scale
 
 
 def defined() -> dict[str, str]:
@@ -32,7 +33,7 @@ def test_every_experiment_is_listed_under_the_name_of_its_file():
     assert {name: name for name in EXPERIMENTS} == defined()
     for name, scales in EXPERIMENTS.items():
         assert tuple(scales) == SCALES, name
-        assert scales["gpu"].device == "cuda"
+        assert scales["gpu"].device == ("cpu" if name in EXACT else "cuda")
         assert scales["cpu"].device == scales["smoke"].device == "cpu"
         assert scales["cpu"] != scales["smoke"]
 

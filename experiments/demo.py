@@ -22,8 +22,8 @@ from typing import Any
 import psa
 from psa.errors import ConfigError, RunError, TrainingFailed
 from psa.inference.config import RunConfig, parse_config
+from psa.inference.interrupts import Interrupted, deferred_interrupts
 from psa.inference.sessions import Outcome, evaluate_run, open_trainer, resume_run, start_run
-from psa.inference.training import Interrupted, deferred_interrupts
 from psa.report import RunsTable
 from psa.runs import RunDirectory
 

@@ -10,8 +10,8 @@ from psa.experiments.experiment import Progress
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.config import RunConfig, parse_config
 from psa.inference.evaluation import evaluate
+from psa.inference.interrupts import Interrupted
 from psa.inference.sessions import open_trainer, run_images
-from psa.inference.training import Interrupted
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The images of a run in memory, and which of them each training step sees."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -59,3 +60,38 @@ class Batches:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
             self._epoch, self._order = epoch, torch.randperm(self.num_images, generator=generator)
         return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees.
+
+    Attributes:
+        images: (B, 3, H, W) in [0, 1].
+        index: (B,), the place of each in the data set.
+        epoch: How often the data set was read before.
+    """
+
+    images: Float[Tensor, "batch 3 height width"]
+    index: Int64[Tensor, " batch"]
+    epoch: int
+
+
+class StepImages(Protocol):
+    """Where the images of a step come from: a function of the step, so that any step can be asked for at any time."""
+
+    def batch(self, step: int) -> Batch:
+        """The images of a step, from 0."""
+
+
+@dataclass(frozen=True)
+class ImagesInMemory:
+    """The images of each step, from a set in memory."""
+
+    images: ImageSet
+    batches: Batches
+
+    def batch(self, step: int) -> Batch:
+        """The images of a step, from 0."""
+        index = self.batches(step)
+        return Batch(self.images.batch(index), index, step // self.batches.per_epoch)

@@ -38,6 +38,20 @@ def with_variance(chunk: SlotChunk) -> SlotChunk:
 
 
 @torch.no_grad()
+def fit_slot_prior(autoencoder: SlotAutoencoder, images: ImageSet, limit: int = 2048) -> None:
+    """Set p(s) to the mean and variance of the training images' slots: what a run without a KL leaves untrained."""
+    device = autoencoder.model.prior_loc.device
+    slots = torch.cat(
+        [
+            autoencoder.encode(images.batch(slice(start, start + 256)).to(device))[1].flatten(0, 1)
+            for start in range(0, min(limit, len(images)), 256)
+        ]
+    )
+    autoencoder.model.prior_loc.copy_(slots.mean(0))
+    autoencoder.model.prior_log_scale.copy_(slots.std(0, correction=0).clamp(min=1e-6).log())
+
+
+@torch.no_grad()
 def slot_aggregate(
     autoencoder: SlotAutoencoder, images: ImageSet, num_components: int, limit: int, seed: int = 0
 ) -> AggregatePrior:

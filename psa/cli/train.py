@@ -10,8 +10,8 @@ from psa.cli.common import DataOption, JsonOption, SetOption, VariantOption, fig
 from psa.cli.priors import build_with_progress
 from psa.errors import ConfigError, Stopped, TrainingFailed
 from psa.inference.config import RECIPE, override, published, read_config_file
+from psa.inference.interrupts import Interrupted
 from psa.inference.sessions import evaluate_run, resume_run, start_run, summary
-from psa.inference.training import Interrupted
 
 
 def train(

@@ -89,7 +89,7 @@ def test_rows_of_a_seed_see_the_same_batches():
     trainers = [SHARED.trainer(ROWS[name], 1, "cpu") for name in ("ae", "psa")]
     assert torch.equal(trainers[0].images.images, trainers[1].images.images)
     for step in (0, 3):
-        assert torch.equal(trainers[0]._batches(step), trainers[1]._batches(step))
+        assert torch.equal(trainers[0]._source.batch(step).index, trainers[1]._source.batch(step).index)
 
 
 def test_the_autoencoders_parts_are_the_latent_cut():

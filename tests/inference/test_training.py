@@ -16,7 +16,10 @@ from psa.errors import RunError, TrainingFailed
 from psa.inference.config import TrainingConfig, published
 from psa.inference.images import Batches
 from psa.inference.initialisers import NoisyQueries
-from psa.inference.training import Interrupted, Trainer, deferred_interrupts, fit_slot_prior, learning_rate
+from psa.inference.interrupts import Interrupted, deferred_interrupts
+from psa.inference.optimisation import learning_rate
+from psa.inference.scene_priors import fit_slot_prior
+from psa.inference.training import Trainer
 from psa.inference.training import seed_everything as seed
 from psa.runs import RunDirectory, load_tensors
 
@@ -206,7 +209,7 @@ def test_weights_that_stopped_being_finite_are_never_saved_or_reported(tmp_path,
     def broken_step(*_: object) -> None:
         poison_weights(trainer)
 
-    trainer._optimiser.step = broken_step
+    trainer._state.optimiser.step = broken_step
     with pytest.raises(TrainingFailed, match="not finite at step"):
         trainer.fit()
     tensors, notes = load_tensors(tmp_path / "checkpoint.safetensors")
@@ -219,7 +222,7 @@ def test_fewer_images_than_a_batch_make_a_batch_of_all_of_them():
     trainer = tiny.tiny_trainer(tiny.WITH_KL, "training.batch_size=16", num_images=3)
     trainer.fit()
     assert trainer.step == 20
-    assert sorted(trainer._batches(7).tolist()) == [0, 1, 2]
+    assert sorted(trainer._source.batch(7).index.tolist()) == [0, 1, 2]
 
 
 def test_a_few_dozen_steps_lower_the_loss(values):

@@ -1,0 +1,29 @@
+"""A row of figures on images that training never sees."""
+
+import torch
+
+from psa.inference.autoencoder import SlotAutoencoder
+from psa.inference.images import ImageSet
+from psa.inference.objectives import held_out_objective
+from psa.metrics import foreground_ari, mean_squared_error, num_objects
+
+
+@torch.no_grad()
+def held_out_row(autoencoder: SlotAutoencoder, held_out: ImageSet) -> dict[str, float]:
+    """``held_out`` (the objective, lower is better), ``mse``, and with masks ``foreground_ari``.
+
+    Args:
+        autoencoder: In evaluation mode.
+        held_out: All of them are read, at once.
+    """
+    images = held_out.batch(slice(None)).to(autoencoder.model.prior_loc.device)
+    row = {"held_out": held_out_objective(autoencoder, images)}
+    posterior, slots, _ = autoencoder.encode(images)
+    scene = autoencoder.decode(slots, autoencoder.guide.active(posterior))
+    row["mse"] = float(mean_squared_error(scene.mean, images).mean())
+    if held_out.masks is not None:
+        several = num_objects(held_out.masks, held_out.background) >= 2
+        score = foreground_ari(scene.labels.cpu(), held_out.masks, held_out.background)[several]
+        if len(score):
+            row["foreground_ari"] = float(score.mean())
+    return row

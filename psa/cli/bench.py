@@ -8,31 +8,33 @@ import torch
 import typer
 from rich.table import Table
 
-from psa.cli.common import JsonOption, print_json, progress_bar, result_console
+from psa.cli.common import JsonOption, number, print_json, progress_bar, result_console
 from psa.errors import ConfigError
+from psa.experiments.bench.data import DataProblem, bench_data
 from psa.experiments.bench.fits import FitProblem, bench_fits
 from psa.experiments.bench.train import VARIANTS, bench_train
 
-SUITES = ("train", "fits")
+SUITES = ("train", "fits", "data")
 BLOCKS = 7
 PROBLEM = FitProblem()
 FIT_BLOCKS = 10
 FIT_THREADS = (2, 1)
+DATA = DataProblem()
 
 
 def bench(
-    suite: Annotated[str, typer.Option(help="What to measure: train, fits.")] = "train",
+    suite: Annotated[str, typer.Option(help="What to measure: train, fits, data.")] = "train",
     device: Annotated[str, typer.Option(help="A torch device: cpu, cuda.")] = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Measure what a training step costs, or fits of many token sets beside scikit-learn: medians and ranges."""
+    """Measure a training step, fits of many token sets, or reading data, other libraries beside: medians and ranges."""
     if suite not in SUITES:
         raise ConfigError(f"--suite {suite}: expected one of {', '.join(SUITES)}")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from None
-    table, result = _train(device) if suite == "train" else _fits(device)
+    table, result = {"train": _train, "fits": _fits, "data": _data}[suite](device)
     result_console.print(table)
     if json:
         print_json({"suite": suite, "device": device, "torch": torch.__version__, **result})
@@ -75,3 +77,27 @@ def _fits(device: str) -> tuple[Table, dict[str, Any]]:
         )
     about = {"scikit_learn": version("scikit-learn"), "problem": asdict(PROBLEM), "blocks": FIT_BLOCKS}
     return table, {**about, "fits": [asdict(cost) for cost in costs]}
+
+
+def _data(device: str) -> tuple[Table, dict[str, Any]]:
+    if device != "cpu":
+        raise ConfigError(f"--device {device}: expected cpu, where data are read")
+    with progress_bar() as bar:
+        task = bar.add_task("measuring", total=None, figures="")
+        costs = bench_data(DATA, BLOCKS, lambda name: bar.update(task, advance=1, figures=name))
+    table = Table(title="reading and making scenes, medians and ranges over blocks")
+    for heading in ("", "by", "workers", "scenes/s", "range", "CPU ms", "times the first", "range"):
+        table.add_column(heading, justify="left" if heading in ("", "by") else "right")
+    for cost in costs:
+        table.add_row(
+            cost.task,
+            cost.method,
+            str(cost.workers),
+            f"{cost.scenes_per_second:,.0f}",
+            f"{cost.scenes_per_second_low:,.0f} to {cost.scenes_per_second_high:,.0f}",
+            number(cost.cpu_ms, 3),
+            number(cost.times, 2),
+            "" if cost.times_low is None else f"{cost.times_low:.2f} to {cost.times_high:.2f}",
+        )
+    about = {name: version(name) for name in ("h5py", "tfrecord", "numpy")}
+    return table, {**about, "problem": asdict(DATA), "blocks": BLOCKS, "costs": [asdict(cost) for cost in costs]}

@@ -1,8 +1,7 @@
 """DeepMind's multi-object data sets from their TFRecord files, without TensorFlow."""
 
-from functools import cache
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from psa.data.description import DatasetInfo, Scene, SceneDataset
 from psa.data.prepare import Preparation
 from psa.data.record_framing import RecordFile
 from psa.data.splits import split_indices
+from psa.data.tf_examples import parse_example
 from psa.data.tfrecord_layouts import recognise, to_scene
 from psa.errors import DataError
 
@@ -29,7 +29,7 @@ class TfrecordScenes(SceneDataset):
         self._files = [RecordFile(file) for file in find_shards(path) or [path]]
         self._starts = np.cumsum([0, *map(len, self._files)])
         self._rows = split_indices(int(self._starts[-1]), split, str(path))
-        self._layout = recognise(*_read(self._files[0], 0))
+        self._layout = recognise(read_features(self._files[0], 0), self._files[0].source(0))
         self.info = DatasetInfo(
             kind="scenes",
             name=path.resolve().stem,
@@ -42,7 +42,8 @@ class TfrecordScenes(SceneDataset):
         return len(self._rows)
 
     def __getitem__(self, index: SupportsIndex) -> Scene:
-        features, source = _read(*self._place(index))
+        file, record = self._place(index)
+        features, source = read_features(file, record), file.source(record)
         found = recognise(features, source)
         if found != self._layout:
             raise DataError(
@@ -78,30 +79,15 @@ def find_shards(folder: Path) -> list[Path]:
         return []
 
 
-def _read(file: RecordFile, record: int) -> tuple[dict[str, np.ndarray], str]:
-    """The features of a record by name, each (values,), and its source; a list of bytes is joined."""
-    from google.protobuf.message import DecodeError
+def read_features(file: RecordFile, record: int) -> dict[str, np.ndarray]:
+    """The features of a record by name, each (values,) of uint8, float32 or int64; a list of bytes is joined.
 
-    source, data = file.source(record), file[record]
+    Raises:
+        DataError: The record is damaged, or no tf.train.Example.
+    """
+    data = file[record]
     try:
-        example = _example_class().FromString(data)
-    except DecodeError as error:
-        raise DataError(f"{source}: expected a tf.train.Example, got {str(error).splitlines()[0]}") from error
-    return {name: _values(feature) for name, feature in example.features.feature.items()}, source
-
-
-def _values(feature: Any) -> np.ndarray:
-    kind = feature.WhichOneof("kind")
-    if kind == "float_list":
-        return np.array(feature.float_list.value, np.float32)
-    if kind == "int64_list":
-        return np.array(feature.int64_list.value, np.int64)
-    # The data sets hold a string for each byte. What no list holds is no bytes.
-    return np.frombuffer(bytearray().join(feature.bytes_list.value), np.uint8)
-
-
-@cache
-def _example_class() -> Any:
-    from tfrecord.example_pb2 import Example  # here, since the package imports torch and more
-
-    return Example
+        return parse_example(data)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{file.source(record)}: expected a tf.train.Example, got {reason}") from error

@@ -3,26 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psa.errors import DataError
+from psa.inference.published_weights import take_weights
 from psa.inference.variants import build, specify
 from psa.records import SlotPosterior
-
-# Parameters of the `slot-attention` package, and ours.
-_PACKAGE_NAMES = {
-    "slots_mu": "initialiser.loc",
-    "slots_logsigma": "initialiser.log_scale",
-    "to_q": "projections.query",
-    "to_k": "projections.key",
-    "to_v": "projections.value",
-    "gru": "neural.gru",
-    "mlp": "neural.mlp",
-    "norm_input": "projections.norm_tokens",
-    "norm_slots": "projections.norm_slots",
-    "norm_pre_ff": "neural.norm",
-}
 
 
 class SlotAttention(nn.Module):
@@ -75,16 +62,9 @@ class SlotAttention(nn.Module):
         """Take the weights of a trained ``slot_attention.SlotAttention`` (its ``state_dict()``).
 
         Raises:
-            ValueError: If a name is not one of that module's.
-            RuntimeError: If sizes differ or parameters are missing, as in ``load_state_dict``.
+            DataError: If a name is not one of that module's, a parameter is missing, or sizes differ.
         """
-        renamed = {}
-        for name, value in state_dict.items():
-            head, _, rest = name.partition(".")
-            if head not in _PACKAGE_NAMES:
-                raise ValueError(
-                    f"no parameter {name!r} in a SlotAttention module; there are {', '.join(_PACKAGE_NAMES)}"
-                )
-            renamed[".".join(filter(None, (_PACKAGE_NAMES[head], rest)))] = torch.as_tensor(value)
-        self.inference.load_state_dict(renamed)
+        report = take_weights(self.inference, state_dict, "state_dict")
+        if report.unused:
+            raise DataError(f"state_dict: expected the parameters of a SlotAttention module, got {report.unused[0]!r}")
         return self

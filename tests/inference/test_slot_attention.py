@@ -10,6 +10,7 @@ import torch
 from contracts import draw, parameters_of, scrambled
 from tolerances import assert_close
 
+from psa.errors import DataError
 from psa.inference.em import attend, dot_scores
 from psa.inference.slot_attention import SlotAttention
 from psa.inference.variants import build
@@ -91,12 +92,12 @@ def test_drop_in_hides_any_member():
 
 def test_load_package_weights_refuses_what_is_not_the_package():
     package, ours = package_and_ours()
-    with pytest.raises(ValueError, match=r"no parameter 'to_o\.weight' in a SlotAttention module; there are slots_mu"):
-        ours.load_package_weights({"to_o.weight": torch.zeros(5, 5)})
+    with pytest.raises(DataError, match=r"expected the parameters of a SlotAttention module, got 'to_o\.weight'"):
+        ours.load_package_weights(package.state_dict() | {"to_o.weight": torch.zeros(5, 5)})
     incomplete = {name: value for name, value in package.state_dict().items() if name != "slots_mu"}
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(DataError, match="Missing key"):
         ours.load_package_weights(incomplete)
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(DataError, match="size mismatch"):
         SlotAttention(3, 6).load_package_weights(package.state_dict())
 
 

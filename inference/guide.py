@@ -1,5 +1,8 @@
 """The amortised guide: the E/M steps on an image's tokens give q(s | x) (docs/scene.md)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -7,6 +10,7 @@ from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from psa.inference.keyed_noise import ImageNoise, KeyedNormal
 from psa.inference.readouts import NormalReadout
 from psa.inference.relevance import Relevance
 from psa.inference.slot_inference import SlotInference
@@ -45,13 +49,23 @@ class SceneGuide(nn.Module):
             raise ValueError("kl_weight above 0 needs objective.sample = true: a point has no density")
         self.encoder, self.inference, self.draws, self.kl_weight = encoder, inference, sample, kl_weight
         self.relevance, self.progress = relevance, 1.0
+        self.noise: ImageNoise | None = None
         self.log_scale: nn.Parameter | None = None
         if sample and not isinstance(inference.readout, NormalReadout):
             self.log_scale = nn.Parameter(torch.full((inference.slot_dim,), -2.0))
 
+    @contextmanager
+    def drawing(self, noise: ImageNoise) -> Iterator[None]:
+        """Within it, the starts of slots and the draws of q(s | x) come from noise keyed by image."""
+        self.noise = noise
+        try:
+            yield
+        finally:
+            self.noise = None
+
     def posterior(self, images: Float[Tensor, "batch channels height width"]) -> SlotPosterior:
         """What the E/M steps find in the images' tokens."""
-        return self.inference(self.encoder(images))
+        return self.inference(self.encoder(images), generator=self.noise)
 
     def slot_moments(self, posterior: SlotPosterior) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(s_bk | x_b), (B, K, D) each; 0 where slots are points."""
@@ -63,7 +77,10 @@ class SceneGuide(nn.Module):
     def slot_distribution(self, posterior: SlotPosterior) -> TorchDistributionMixin:
         """q(s_bk | x_b): batch (B, K), event (D,); a Delta at the read-out where slots are points."""
         loc, scale = self.slot_moments(posterior)
-        return dist.Normal(loc, scale).to_event(1) if self.draws else dist.Delta(loc, event_dim=1)
+        if not self.draws:
+            return dist.Delta(loc, event_dim=1)
+        normal = dist.Normal(loc, scale) if self.noise is None else KeyedNormal(loc, scale, self.noise)
+        return normal.to_event(1)
 
     def anneal(self, progress: float) -> None:
         """Tell the guide which share of training is done, in [0, 1]: ends the noise on queries and starts the rule."""

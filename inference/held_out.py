@@ -4,21 +4,25 @@ import torch
 
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.images import ImageSet
+from psa.inference.keyed_noise import ImageNoise, Purpose
 from psa.inference.objectives import held_out_objective
 from psa.metrics import foreground_ari, mean_squared_error, num_objects
 
 
 @torch.no_grad()
 def held_out_row(autoencoder: SlotAutoencoder, held_out: ImageSet) -> dict[str, float]:
-    """``held_out`` (the objective, lower is better), ``mse``, and with masks ``foreground_ari``.
+    """``held_out`` (the objective, lower is better), ``mse``, and with masks ``foreground_ari`` (same noise each time).
 
     Args:
         autoencoder: In evaluation mode.
         held_out: All of them are read, at once.
     """
-    images = held_out.batch(slice(None)).to(autoencoder.model.prior_loc.device)
-    row = {"held_out": held_out_objective(autoencoder, images)}
-    posterior, slots, _ = autoencoder.encode(images)
+    device = autoencoder.model.prior_loc.device
+    images = held_out.batch(slice(None)).to(device)
+    index = torch.arange(len(images), device=device)
+    with autoencoder.guide.drawing(ImageNoise(autoencoder.config.training.seed, 0, index, Purpose.HELD_OUT)):
+        row = {"held_out": held_out_objective(autoencoder, images)}
+        posterior, slots, _ = autoencoder.encode(images)
     scene = autoencoder.decode(slots, autoencoder.guide.active(posterior))
     row["mse"] = float(mean_squared_error(scene.mean, images).mean())
     if held_out.masks is not None:

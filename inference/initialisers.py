@@ -8,8 +8,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from psa.inference.keyed_noise import ImageNoise, RandomSource, Site
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,12 @@ class TokenView:
     values: Float[Tensor, "batch tokens features"]
     token_weights: Float[Tensor, "batch tokens"] | None
 
-    def normal(self, num_slots: int, generator: torch.Generator | None) -> Float[Tensor, "batch slots features"]:
+    def normal(self, num_slots: int, generator: RandomSource) -> Float[Tensor, "batch slots features"]:
         """Standard normal draws, one a slot."""
         batch, _, features = self.values.shape
         like = self.values
+        if isinstance(generator, ImageNoise):
+            return generator.normal(Site.START, (num_slots, features), like.dtype)
         return torch.randn(batch, num_slots, features, generator=generator, device=like.device, dtype=like.dtype)
 
 
@@ -37,7 +41,7 @@ class StandardNormal(nn.Module):
     def __init__(self, num_slots: int, slot_dim: int) -> None:
         super().__init__()
 
-    def forward(self, view: TokenView, num_slots: int, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, view: TokenView, num_slots: int, generator: RandomSource = None) -> Tensor:
         """(B, K, D) draws."""
         return view.normal(num_slots, generator)
 
@@ -52,7 +56,7 @@ class LearnedGaussian(nn.Module):
         nn.init.xavier_uniform_(self.loc)
         nn.init.xavier_uniform_(self.log_scale)
 
-    def forward(self, view: TokenView, num_slots: int, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, view: TokenView, num_slots: int, generator: RandomSource = None) -> Tensor:
         """(B, K, D) draws; gradients reach loc and scale."""
         return self.loc + self.log_scale.exp() * view.normal(num_slots, generator)
 
@@ -64,7 +68,7 @@ class Queries(nn.Module):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, num_slots, slot_dim))
 
-    def forward(self, view: TokenView, num_slots: int, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, view: TokenView, num_slots: int, generator: RandomSource = None) -> Tensor:
         """(B, K, D), the same for every image.
 
         Raises:
@@ -89,7 +93,7 @@ class NoisyQueries(Queries):
         """Set sigma for a share of training done, in [0, 1]."""
         self.sigma.fill_(0.5 * (1.0 + math.cos(math.pi * progress)))
 
-    def forward(self, view: TokenView, num_slots: int, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, view: TokenView, num_slots: int, generator: RandomSource = None) -> Tensor:
         """(B, K, D)."""
         queries = super().forward(view, num_slots, generator)
         if not self.training:
@@ -107,7 +111,7 @@ class FarthestPoints(nn.Module):
     def __init__(self, num_slots: int, slot_dim: int) -> None:
         super().__init__()
 
-    def forward(self, view: TokenView, num_slots: int, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, view: TokenView, num_slots: int, generator: RandomSource = None) -> Tensor:
         """(B, K, D), tokens of the image; more slots than distinct tokens repeat some."""
         values, weights = view.values, view.token_weights
         valid = torch.ones_like(values[..., 0]) if weights is None else (weights > 0).to(values.dtype)
@@ -121,22 +125,31 @@ class FarthestPoints(nn.Module):
         return torch.cat(chosen, dim=1)
 
 
+def _drawn(weights: Float[Tensor, "batch tokens"], place: int, source: RandomSource) -> Int64[Tensor, " batch"]:
+    """A token in proportion to its weight, the draw of that number."""
+    if not isinstance(source, ImageNoise):
+        return torch.multinomial(weights, 1, generator=source).squeeze(1)
+    uniform = source.uniform(Site.START, (place + 1,))[:, place:]
+    cumulative = weights.double().cumsum(1)
+    passed = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    return passed.squeeze(1).clamp(max=weights.shape[1] - 1)
+
+
 class KMeansPlusPlus(nn.Module):
     """Tokens drawn in proportion to the squared distance from those chosen (Arthur and Vassilvitskii 2007)."""
 
     def __init__(self, num_slots: int, slot_dim: int) -> None:
         super().__init__()
 
-    def forward(self, view: TokenView, num_slots: int, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, view: TokenView, num_slots: int, generator: RandomSource = None) -> Tensor:
         """(B, K, D), tokens of the image; uniform draws where every token is chosen already."""
         values, weights = view.values, view.token_weights
         weights = torch.ones_like(values[..., 0]) if weights is None else weights
         potential = weights
         distance = torch.full_like(weights, torch.inf)
         chosen = []
-        for _ in range(num_slots):
-            index = torch.multinomial(potential, 1, generator=generator).squeeze(1)
-            chosen.append(_select(values, index))
+        for k in range(num_slots):
+            chosen.append(_select(values, _drawn(potential, k, generator)))
             distance = torch.minimum(distance, (values - chosen[-1]).square().sum(-1).detach())
             scaled = distance / distance.amax(1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
             potential = torch.where((scaled * weights).sum(1, keepdim=True) > 0, scaled * weights, weights)
@@ -149,7 +162,7 @@ class Given(nn.Module):
     def __init__(self, num_slots: int, slot_dim: int) -> None:
         super().__init__()
 
-    def forward(self, view: TokenView, num_slots: int, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, view: TokenView, num_slots: int, generator: RandomSource = None) -> Tensor:
         """Never a start.
 
         Raises:

@@ -9,6 +9,7 @@ from torch import Tensor
 from psa.inference.aggregate import reduce
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.images import ImageSet
+from psa.inference.keyed_noise import ImageNoise, Purpose
 from psa.inference.posterior_stream import SlotChunk, joined
 from psa.inference.reduction import ReductionOptions
 from psa.inference.roles import find_roles
@@ -21,11 +22,19 @@ NUM_COMPONENTS = 256  # of the objects; a quarter each for the backgrounds and t
 LEAST_SCALE = 1e-3  # of a slot's deviation, in standard deviations of all slots: where q is a point
 
 
-def slot_posteriors(autoencoder: SlotAutoencoder, images: Tensor) -> tuple[SlotChunk, Bool[Tensor, "batch slots"]]:
-    """q(s_bk | x_b) of a batch with the weights pi_bk, and which slots are decoded; variances are 0 of points."""
-    posterior = autoencoder.guide.posterior(autoencoder.prepare(images))
-    loc, scale = autoencoder.guide.slot_moments(posterior)
-    active = autoencoder.guide.active(posterior)
+def slot_posteriors(
+    autoencoder: SlotAutoencoder, images: ImageSet, span: slice, epoch: int = 0
+) -> tuple[SlotChunk, Bool[Tensor, "batch slots"]]:
+    """q(s_bk | x_b) of some images with the weights pi_bk, and which slots are decoded; variances are 0 of points.
+
+    Random starts are keyed by the run's seed, the epoch and the image.
+    """
+    guide, device = autoencoder.guide, autoencoder.model.prior_loc.device
+    index = torch.arange(len(images), device=device)[span]
+    with guide.drawing(ImageNoise(autoencoder.config.training.seed, epoch, index, Purpose.PRIOR)):
+        posterior = guide.posterior(autoencoder.prepare(images.batch(span)))
+    loc, scale = guide.slot_moments(posterior)
+    active = guide.active(posterior)
     every = torch.ones_like(posterior.weights, dtype=torch.bool)
     return SlotChunk(posterior.weights, loc, scale.square()), every if active is None else active
 
@@ -40,13 +49,8 @@ def with_variance(chunk: SlotChunk) -> SlotChunk:
 @torch.no_grad()
 def fit_slot_prior(autoencoder: SlotAutoencoder, images: ImageSet, limit: int = 2048) -> None:
     """Set p(s) to the mean and variance of the training images' slots: what a run without a KL leaves untrained."""
-    device = autoencoder.model.prior_loc.device
-    slots = torch.cat(
-        [
-            autoencoder.encode(images.batch(slice(start, start + 256)).to(device))[1].flatten(0, 1)
-            for start in range(0, min(limit, len(images)), 256)
-        ]
-    )
+    spans = _spans(min(limit, len(images)))
+    slots = torch.cat([slot_posteriors(autoencoder, images, span)[0].loc for span in spans]).flatten(0, 1)
     autoencoder.model.prior_loc.copy_(slots.mean(0))
     autoencoder.model.prior_log_scale.copy_(slots.std(0, correction=0).clamp(min=1e-6).log())
 
@@ -60,8 +64,8 @@ def slot_aggregate(
     With equal weights, not the paper's pi / M, it is the prior that the average KL(q(s_k | x) || p(s)) asks for: every
     slot has its KL, whatever its weight. Slots that a rule does not decode have none, and are left out.
     """
-    spans = [slice(start, min(start + CHUNK, limit)) for start in range(0, limit, CHUNK)]
-    chunks, active = zip(*[slot_posteriors(autoencoder, images.batch(span)) for span in spans], strict=True)
+    found = [slot_posteriors(autoencoder, images, span, seed) for span in _spans(limit)]
+    chunks, active = zip(*found, strict=True)
     prior = _reduced(with_variance(joined(list(chunks))), torch.cat(active), num_components, seed)
     prior.num_images = limit
     return prior
@@ -93,13 +97,13 @@ def build_scene_prior(
         The prior, on the run's device.
     """
     parts, roles = [], []
-    for start in range(0, len(images), CHUNK):
-        chunk, active = slot_posteriors(autoencoder, images.batch(slice(start, start + CHUNK)))
+    for span in _spans(len(images)):
+        chunk, active = slot_posteriors(autoencoder, images, span)
         found = find_roles(autoencoder.decode(chunk.loc, active))
         role = OBJECT * found.objects.long() + BACKGROUND * found.is_background.long()
         roles.append(role.masked_fill(~active, NOT_DECODED))
         parts.append(chunk)
-        progress(min(start + CHUNK, len(images)))
+        progress(span.stop)
     chunk, role = with_variance(joined(parts)), torch.cat(roles)
     num_slots = role.shape[1]
     counts = torch.bincount((role == OBJECT).sum(1), minlength=num_slots)[:num_slots]
@@ -113,6 +117,10 @@ def build_scene_prior(
         torch.cat([role.new_full((prior.num_components,), which) for which, prior in found_priors.items()]),
         counts / counts.sum(),
     )
+
+
+def _spans(limit: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK, limit)) for start in range(0, limit, CHUNK)]
 
 
 def _reduced(chunk: SlotChunk, keep: Tensor, num_components: int, seed: int) -> AggregatePrior:

@@ -28,6 +28,7 @@ from psa.inference.em import (
 )
 from psa.inference.gradients import iterate
 from psa.inference.initialisers import INITIALISERS, NoisyQueries, TokenView
+from psa.inference.keyed_noise import RandomSource
 from psa.inference.neural import NeuralUpdate
 from psa.inference.readouts import READOUTS, NormalReadout
 from psa.records import SlotPosterior
@@ -83,7 +84,7 @@ class SlotInference(nn.Module):
         initial: Tensor | SlotPosterior | MixtureState | None = None,
         num_slots: int | None = None,
         num_iterations: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: RandomSource = None,
     ) -> SlotPosterior:
         """Infer the slots of a batch of images.
 
@@ -93,7 +94,7 @@ class SlotInference(nn.Module):
             initial: Where to start: means (B, K, D) or (K, D), or a posterior or state with variances and weights.
             num_slots: K of this call; by default the module's, or that of ``initial``.
             num_iterations: Steps of this call, the last one included.
-            generator: Source of the initialiser's random draws.
+            generator: Source of the initialiser's random draws: a generator, or noise keyed by image.
 
         Returns:
             The posterior; weights and responsibilities sum to 1 over slots.
@@ -154,7 +155,7 @@ class SlotInference(nn.Module):
         centred: CentredTokens,
         initial: Tensor | SlotPosterior | MixtureState | None,
         num_slots: int | None,
-        generator: torch.Generator | None,
+        generator: RandomSource,
     ) -> MixtureState:
         batch, _, slot_dim = centred.values.shape
         given = None if initial is None else (initial if isinstance(initial, Tensor) else initial.loc)

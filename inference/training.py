@@ -15,6 +15,7 @@ from psa.inference.config import TrainingConfig
 from psa.inference.held_out import held_out_row
 from psa.inference.images import Batches, ImageSet, ImagesInMemory, StepImages
 from psa.inference.interrupts import Interrupted, deferred_interrupts
+from psa.inference.keyed_noise import ImageNoise
 from psa.inference.objectives import objective
 from psa.inference.optimisation import build_optimiser, learning_rate, set_learning_rate
 from psa.inference.scene_priors import fit_slot_prior, slot_aggregate
@@ -106,9 +107,11 @@ class Trainer:
         set_learning_rate(state.optimiser, state.step, self.config)
         self.autoencoder.guide.anneal(state.step / self.config.steps)
         self._refresh_prior()
-        images = self._source.batch(state.step).images.to(self.autoencoder.model.prior_loc.device)
+        batch, device = self._source.batch(state.step), self.autoencoder.model.prior_loc.device
+        images = batch.images.to(device)
         # Nats per image: the clip then normalises almost every step, which is what keeps 2e-3 stable.
-        loss = self._loss(images) / len(images)
+        with self.autoencoder.guide.drawing(ImageNoise(self.config.seed, batch.epoch, batch.index.to(device))):
+            loss = self._loss(images) / len(images)
         state.optimiser.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)

@@ -62,7 +62,7 @@ def paper_draws(run: SlotAutoencoder, images: ImageSet) -> Callable[[int, torch.
     parts = []
     with torch.no_grad():
         for start in range(0, len(images), CHUNK):
-            parts.append(slot_posteriors(run, images, slice(start, start + CHUNK))[0])
+            parts.append(slot_posteriors(run, images.batch(slice(start, start + CHUNK)), start)[0])
     chunk = with_variance(joined(parts))
     prior = from_posteriors(lambda: [chunk])
 

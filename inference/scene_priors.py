@@ -23,16 +23,16 @@ LEAST_SCALE = 1e-3  # of a slot's deviation, in standard deviations of all slots
 
 
 def slot_posteriors(
-    autoencoder: SlotAutoencoder, images: ImageSet, span: slice, epoch: int = 0
+    autoencoder: SlotAutoencoder, images: Tensor, first: int = 0, epoch: int = 0
 ) -> tuple[SlotChunk, Bool[Tensor, "batch slots"]]:
-    """q(s_bk | x_b) of some images with the weights pi_bk, and which slots are decoded; variances are 0 of points.
+    """q(s_bk | x_b) of a batch with the weights pi_bk, and which slots are decoded; variances are 0 of points.
 
-    Random starts are keyed by the run's seed, the epoch and the image.
+    Random starts are keyed by the run's seed, the epoch, and the images' places in the data set, from ``first`` on.
     """
-    guide, device = autoencoder.guide, autoencoder.model.prior_loc.device
-    index = torch.arange(len(images), device=device)[span]
+    guide, images = autoencoder.guide, autoencoder.prepare(images)
+    index = torch.arange(first, first + len(images), device=images.device)
     with guide.drawing(ImageNoise(autoencoder.config.training.seed, epoch, index, Purpose.PRIOR)):
-        posterior = guide.posterior(autoencoder.prepare(images.batch(span)))
+        posterior = guide.posterior(images)
     loc, scale = guide.slot_moments(posterior)
     active = guide.active(posterior)
     every = torch.ones_like(posterior.weights, dtype=torch.bool)
@@ -50,7 +50,9 @@ def with_variance(chunk: SlotChunk) -> SlotChunk:
 def fit_slot_prior(autoencoder: SlotAutoencoder, images: ImageSet, limit: int = 2048) -> None:
     """Set p(s) to the mean and variance of the training images' slots: what a run without a KL leaves untrained."""
     spans = _spans(min(limit, len(images)))
-    slots = torch.cat([slot_posteriors(autoencoder, images, span)[0].loc for span in spans]).flatten(0, 1)
+    slots = torch.cat([slot_posteriors(autoencoder, images.batch(span), span.start)[0].loc for span in spans]).flatten(
+        0, 1
+    )
     autoencoder.model.prior_loc.copy_(slots.mean(0))
     autoencoder.model.prior_log_scale.copy_(slots.std(0, correction=0).clamp(min=1e-6).log())
 
@@ -64,7 +66,7 @@ def slot_aggregate(
     With equal weights, not the paper's pi / M, it is the prior that the average KL(q(s_k | x) || p(s)) asks for: every
     slot has its KL, whatever its weight. Slots that a rule does not decode have none, and are left out.
     """
-    found = [slot_posteriors(autoencoder, images, span, seed) for span in _spans(limit)]
+    found = [slot_posteriors(autoencoder, images.batch(span), span.start, seed) for span in _spans(limit)]
     chunks, active = zip(*found, strict=True)
     prior = _reduced(with_variance(joined(list(chunks))), torch.cat(active), num_components, seed)
     prior.num_images = limit
@@ -98,7 +100,7 @@ def build_scene_prior(
     """
     parts, roles = [], []
     for span in _spans(len(images)):
-        chunk, active = slot_posteriors(autoencoder, images, span)
+        chunk, active = slot_posteriors(autoencoder, images.batch(span), span.start)
         found = find_roles(autoencoder.decode(chunk.loc, active))
         role = OBJECT * found.objects.long() + BACKGROUND * found.is_background.long()
         roles.append(role.masked_fill(~active, NOT_DECODED))

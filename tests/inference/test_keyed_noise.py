@@ -189,7 +189,7 @@ def test_outside_training_draws_are_those_of_the_global_generator():
 def test_the_slots_that_a_prior_is_built_from_do_not_depend_on_chunks_or_the_global_generator():
     model = tiny.tiny_autoencoder(published("psa"))
     images = tiny.tiny_images(6)
-    whole, _ = slot_posteriors(model, images, slice(0, 6))
+    whole, _ = slot_posteriors(model, images.images)
     torch.rand(3)
-    part, _ = slot_posteriors(model, images, slice(4, 6))
+    part, _ = slot_posteriors(model, images.images[4:], 4)
     assert_close(whole.loc[4:], part.loc, FLOAT32)

@@ -35,7 +35,7 @@ def test_the_aggregate_has_the_moments_of_all_slots(values: dict):
     run, images = vivid(trained(values)), tiny.tiny_images(70)
     prior = build_scene_prior(run, images, num_components=6).aggregate
     with torch.no_grad():
-        slots, _ = slot_posteriors(run, images, slice(None))
+        slots, _ = slot_posteriors(run, images.batch(slice(None)))
     loc, var = slots.loc.flatten(0, 1), slots.var.flatten(0, 1)
     assert_close(prior.mean, loc.mean(0), FLOAT32)
     least = 1e-6 * loc.var(0, correction=0).mean()  # of a point's variance, which may not be 0
@@ -136,7 +136,7 @@ def test_slots_that_a_rule_does_not_decode_are_in_no_prior():
     run = tiny.tiny_autoencoder(tiny.WITH_KL, "decoder.relevance=weights", "decoder.relevance_threshold=1.0").eval()
     images = tiny.tiny_images(20)
     with torch.no_grad():
-        chunk, active = slot_posteriors(run, images, slice(None))
+        chunk, active = slot_posteriors(run, images.batch(slice(None)))
     assert 0 < int(active.sum()) < active.numel()
     assert_close(slot_aggregate(run, images, 4, limit=20).mean, chunk.loc[active].mean(0), FLOAT32)
     assert_close(build_scene_prior(run, images, 4).aggregate.mean, chunk.loc[active].mean(0), FLOAT32)

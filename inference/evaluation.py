@@ -1,25 +1,32 @@
 """What a trained run reaches on a set of images: segmentation, reconstruction, slots, baselines, and its health."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from psa.inference.attention_masks import attention_masks
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.failures import Health, diagnose
 from psa.inference.images import ImageSet
 from psa.inference.objectives import held_out_objective
 from psa.metrics import (
     BASELINES,
+    MaskScores,
+    MaskSummary,
     SegmentationSummary,
     mean_squared_error,
     num_objects,
     score_images,
+    score_masks,
     slot_count_error,
     slots_in_use,
     summarise,
+    summarise_masks,
 )
+from psa.records import DecodedScene, SlotPosterior
 
 CHUNK = 128
 
@@ -36,6 +43,10 @@ class Evaluation:
         slot_count_error: Mean absolute difference from the number of true segments, background included.
         health: What can be said without labels.
         num_images: Images looked at.
+        masks: The measures of real images by kind of mask: ``decoder``, and ``attention`` (the responsibilities,
+            resized to the image); None without true masks.
+        background: True labels that are no objects; None without true masks.
+        true_labels: What the other labels stand for, ``instance`` or ``class``; None without true masks.
         description: What the objective was: without KL or sampling, the figure is no bound on log p(x).
         share_not_decoded: Of the slots, in [0, 1); None where no rule drops any.
     """
@@ -49,6 +60,9 @@ class Evaluation:
     num_images: int
     description: str
     share_not_decoded: float | None = None
+    masks: Mapping[str, MaskSummary] | None = None
+    background: tuple[int, ...] | None = None
+    true_labels: str | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain values, the main figure first."""
@@ -60,13 +74,13 @@ class Evaluation:
 def describe_objective(autoencoder: SlotAutoencoder) -> str:
     """What a run was trained on, in words."""
     objective, relevance = autoencoder.config.objective, autoencoder.guide.relevance
-    dropped = "" if relevance is None else f"; slots that {relevance.rule} calls empty are not decoded"
+    notes = "" if relevance is None else f"; slots that {relevance.rule} calls empty are not decoded"
     if objective.kl_weight == 0:
         drawn = "slots drawn from q" if objective.sample else "slots a point, not drawn"
         words = f"trained without the KL term ({drawn}): the objective is a conditional likelihood, not evidence"
-        return words + dropped
+        return words + notes
     weight = "" if objective.kl_weight == 1 else f", KL weighted by {objective.kl_weight:g}: not a bound"
-    return f"trained on the ELBO with slots drawn from q{weight}; the figure is taken at the read-outs{dropped}"
+    return f"trained on the ELBO with slots drawn from q{weight}; the figure is taken at the read-outs{notes}"
 
 
 @torch.no_grad()
@@ -81,7 +95,8 @@ def evaluate(
         progress: Called with the number of images done.
     """
     num_slots = autoencoder.model.num_slots
-    labels, errors, reconstructions, objectives, scores, decoded = [], [], [], [], [], []
+    labels, errors, reconstructions, objectives, decoded = [], [], [], [], []
+    scores: dict[str, list[MaskScores]] = {}
     for start in range(0, len(images), CHUNK):
         batch = images.batch(slice(start, start + CHUNK)).to(autoencoder.model.prior_loc)
         posterior, slots, _ = autoencoder.encode(batch)
@@ -94,13 +109,14 @@ def evaluate(
         errors.append(mean_squared_error(scene.mean, batch).cpu())
         objectives.append(held_out_objective(autoencoder, batch) * len(batch))
         if images.masks is not None:
-            scores.append(score_images(labels[-1], images.masks[start : start + CHUNK], images.background))
+            for kind, masks in mask_kinds(autoencoder, posterior, scene).items():
+                scores.setdefault(kind, []).append(_scores(masks, images, slice(start, start + CHUNK)))
         if progress is not None:
             progress(min(start + CHUNK, len(images)))
     all_labels = torch.cat(labels)
     used = slots_in_use(all_labels, num_slots)
     return Evaluation(
-        segmentation=summarise(scores) if scores else None,
+        segmentation=summarise([batch.images for batch in scores["decoder"]]) if scores else None,
         mse=float(torch.cat(errors).mean()),
         objective=sum(objectives) / len(images),
         slots_in_use=float(used.double().mean()),
@@ -109,7 +125,28 @@ def evaluate(
         num_images=len(images),
         description=describe_objective(autoencoder),
         share_not_decoded=1.0 - float(torch.cat(decoded).double().mean()) if decoded else None,
+        **_measured(scores, images),
     )
+
+
+def mask_kinds(autoencoder: SlotAutoencoder, posterior: SlotPosterior, scene: DecodedScene) -> dict[str, Tensor]:
+    """The masks (B, K, H, W) that a run has of images, by kind; the attention's only where tokens are a grid."""
+    attention = attention_masks(autoencoder.guide.encoder, posterior, autoencoder.size)
+    return {"decoder": scene.masks} | ({} if attention is None else {"attention": attention})
+
+
+def _scores(masks: Tensor, images: ImageSet, part: slice) -> MaskScores:
+    assert images.masks is not None
+    classes = None if images.classes is None else images.classes[part]
+    return score_masks(masks.cpu(), images.masks[part], images.background, classes)
+
+
+def _measured(scores: Mapping[str, list[MaskScores]], images: ImageSet) -> dict[str, Any]:
+    if images.masks is None:
+        return {}
+    instances = images.label_kind == "instance"
+    masks = {kind: summarise_masks(batches, instances) for kind, batches in scores.items()}
+    return {"masks": masks, "background": images.background, "true_labels": images.label_kind}
 
 
 def _count_error(used: Tensor, images: ImageSet) -> float | None:

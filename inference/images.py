@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int16, Int64, UInt8
 from torch import Tensor
 
 from psa.data import SceneDataset, as_float, collate
@@ -18,11 +18,15 @@ class ImageSet:
         images: (M, H, W, 3) uint8.
         masks: (M, H, W) or None.
         background: Mask labels that are no objects.
+        label_kind: What mask labels stand for, ``instance`` or ``class``.
+        classes: (M, H, W), the classes' labels, where the data set has them; background as for masks.
     """
 
     images: UInt8[Tensor, "images height width 3"]
     masks: Int64[Tensor, "images height width"] | None
     background: tuple[int, ...]
+    label_kind: str = "instance"
+    classes: Int16[Tensor, "images height width"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -41,7 +45,9 @@ def read_images(dataset: SceneDataset, limit: int | None = None) -> ImageSet:
     """The first images of a data set, decoded."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
     batch = collate(dataset.__getitems__(range(count)))
-    return ImageSet(batch.images, batch.masks, dataset.info.background_labels)
+    info = dataset.info
+    classes = None if batch.masks is None or info.label_kind != "class" else batch.masks.to(torch.int16)
+    return ImageSet(batch.images, batch.masks, info.background_labels, info.label_kind, classes)
 
 
 class Batches:

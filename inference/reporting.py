@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import numpy as np
@@ -21,6 +22,19 @@ CURVES = {
     "held_out": "held-out loss, nats a dimension",
     "mse": "held-out MSE",
     "foreground_ari": "held-out foreground ARI",
+}
+# Of psa.metrics.MaskSummary.
+MASK_MEASURES = {
+    "foreground_ari": "foreground ARI",
+    "ari": "ARI",
+    "mbo_instance": "mBO, instances",
+    "mbo_class": "mBO, classes",
+    "foreground_iou": "foreground mIoU",
+    "foreground_dice": "foreground Dice",
+    "ap": "AP",
+    "pq": "PQ",
+    "precision": "precision",
+    "recall": "recall",
 }
 
 
@@ -68,6 +82,7 @@ def metric_rows(evaluation: Evaluation, baselines: Mapping[str, SegmentationSumm
             MetricRow("foreground ARI, all images", scores.foreground_ari_all, "single-object images score 0 or 1"),
             MetricRow("ARI", scores.ari, "background included, up to 1"),
             MetricRow("segmentation covering", scores.msc, "mean over true objects of the best IoU, 0 to 1"),
+            *mask_rows(evaluation),
         ]
     rows += [
         MetricRow("MSE", evaluation.mse, "reconstruction, image range [0, 1]"),
@@ -83,6 +98,18 @@ def metric_rows(evaluation: Evaluation, baselines: Mapping[str, SegmentationSumm
         *rows,
         MetricRow("layout agreement", health.layout_agreement, "ARI between different images; near 1: tiled"),
         MetricRow("images", evaluation.num_images, "evaluated"),
+    ]
+
+
+def mask_rows(evaluation: Evaluation) -> list[MetricRow]:
+    """The measures of real images, for each kind of mask."""
+    labels = ", ".join(map(str, evaluation.background or ())) or "none"
+    note = f"background labels: {labels}; true labels: {evaluation.true_labels}"
+    return [
+        MetricRow(f"{kind} masks: {MASK_MEASURES[name]}", value, note)
+        for kind, summary in (evaluation.masks or {}).items()
+        for name, value in asdict(summary).items()
+        if value is not None
     ]
 
 

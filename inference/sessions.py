@@ -1,13 +1,13 @@
 """A whole run from a configuration: open the data, train, evaluate, write the page."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from psa.data import DATASETS, SceneDataset, open_dataset
+from psa.data import DATASETS, SceneDataset, collate, open_dataset
 from psa.errors import ConfigError, DataError, RunError
 from psa.inference.autoencoder import SlotAutoencoder, build_autoencoder
 from psa.inference.config import DataConfig, RunConfig, override, parse_config
@@ -82,6 +82,15 @@ def run_images(autoencoder: SlotAutoencoder, data: DataConfig, split: str, limit
         (height, width), (rows, columns) = autoencoder.size, images.size
         raise DataError(f"{data.source}: expected images of {height} x {width} as the run's, got {rows} x {columns}")
     return images
+
+
+def with_classes(images: ImageSet, data: DataConfig, split: str) -> ImageSet:
+    """The images with the masks of their classes too, where the data set has them beside those of its objects."""
+    if images.classes is not None or "class" not in open_split(data, split).mask_options:
+        return images
+    other = open_split(data.model_copy(update={"masks": "class"}), split)
+    classes = collate(other.__getitems__(range(len(images)))).masks
+    return images if classes is None else replace(images, classes=classes.to(torch.int16))
 
 
 def open_trainer(config: RunConfig, run: RunDirectory | None, progress: Progress | None = None) -> Trainer:
@@ -166,7 +175,7 @@ def evaluate_run(
     autoencoder: SlotAutoencoder, run: RunDirectory, data: DataConfig, split: str, runs: RunsTable | None = None
 ) -> Outcome:
     """Score a run on a split, and write its page and picture."""
-    images = run_images(autoencoder, data, split)
+    images = with_classes(run_images(autoencoder, data, split), data, split)
     outcome = Outcome(evaluate(autoencoder, images), evaluate_baselines(images, autoencoder.model.num_slots))
     title = f"{autoencoder.config.slots.variant} on {data.source} ({split})"
     write_run_report(run, autoencoder, images, outcome.evaluation, outcome.baselines, title=title, runs=runs)

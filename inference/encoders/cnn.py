@@ -43,6 +43,10 @@ class CnnEncoder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, token_dim))
         self.norm = nn.LayerNorm(token_dim, elementwise_affine=False)
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tokens of an H x W image."""
+        return -(-height // self.stride), -(-width // self.stride)
+
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens features"]:
         """Tokens (B, N, token_dim) in row-major order of the images (B, C, H, W), [0, 1].
 

@@ -47,6 +47,8 @@ class CocoScenes(PictureScenes):
             order of their ids (80 in COCO, whose ids have gaps).
     """
 
+    mask_options = MASKS
+
     def __init__(
         self,
         path: str | Path,
@@ -75,6 +77,7 @@ class CocoScenes(PictureScenes):
             name=root.resolve().name,
             background_labels=(0, VOID),
             num_slots=max(self._codes.values(), default=0) + 1 if masks == "class" else None,
+            label_kind=masks,
             factors={
                 "num_objects": "objects of the picture, crowds not counted: rows of the other factor that are not zero",
                 "category": ", ".join(f"{_label(i)} {name}" for i, name in enumerate(names, 1)) + "; 0 no object",

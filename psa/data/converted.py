@@ -127,6 +127,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("a string", lambda value: isinstance(value, str)),
     "num_slots": ("an integer or null", lambda value: value is None or (_is_label(value) and value > 0)),
     "factors": ("texts by name", _is_texts),
+    "label_kind": ("instance or class", lambda value: value in ("instance", "class")),
     "splits": ("numbers of scenes of train, val and test, or of all", _is_counts),
     "uneven": ("names", _is_names),
 }

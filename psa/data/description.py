@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, SupportsIndex, TypeVar
+from typing import ClassVar, Generic, Literal, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class DatasetInfo:
         background_labels: mask labels that are no objects.
         num_slots: the number of labels including the background, where known.
         factors: what each factor that scenes may have is, and its unit, by name; empty where that is not known.
+        label_kind: what the other mask labels stand for, ``instance`` or ``class``.
     """
 
     kind: Literal["scenes", "points"]
@@ -54,6 +55,7 @@ class DatasetInfo:
     background_labels: tuple[int, ...]
     num_slots: int | None
     factors: Mapping[str, str] = field(default_factory=dict)
+    label_kind: str = "instance"
 
 
 Item = TypeVar("Item", Scene, Points)
@@ -80,7 +82,13 @@ class MapDataset(ABC, Generic[Item]):
 
 
 class SceneDataset(MapDataset[Scene]):
-    """Of scenes."""
+    """Of scenes.
+
+    Attributes:
+        mask_options: what the reader's option ``masks`` can be, where there is one: what labels shall stand for.
+    """
+
+    mask_options: ClassVar[tuple[str, ...]] = ()
 
 
 class PointsDataset(MapDataset[Points]):

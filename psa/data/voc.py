@@ -32,6 +32,8 @@ class VocScenes(PictureScenes):
         masks: instance, labels 1, 2, ... for the objects of a picture; or class, 1 to 20 in alphabetical order.
     """
 
+    mask_options = tuple(MASKS)
+
     def __init__(
         self,
         path: str | Path,
@@ -47,6 +49,7 @@ class VocScenes(PictureScenes):
             name=root.resolve().name,
             background_labels=(0, VOID),
             num_slots=NUM_CLASSES + 1 if masks == "class" else None,
+            label_kind=masks,
         )
 
     def _labels(self, position: int) -> tuple[str, Int64[np.ndarray, "height width"]]:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int64, Integer
+from jaxtyping import Bool, Int64, Integer, Shaped
 from torch import Tensor
 
 
@@ -87,6 +87,27 @@ def segments_of(labels: Int64[Tensor, "batch pixels"], keep: Bool[Tensor, "batch
 def kept(labels: Int64[Tensor, "*shape"], dropped: Collection[int]) -> Bool[Tensor, "*shape"]:
     """Where the label is none of those dropped."""
     return ~torch.isin(labels, torch.tensor(sorted(dropped), dtype=torch.int64, device=labels.device))
+
+
+def first_of_each(
+    group: Int64[Tensor, " entries"],
+    order: Shaped[Tensor, " entries"],
+    among: Bool[Tensor, " entries"],
+    num_groups: int,
+) -> Bool[Tensor, " entries"]:
+    """The entry of largest order in each group, of those among; of equals the first. A group may have none.
+
+    Args:
+        group: (n,), in [0, num_groups).
+        order: (n,), such as confidences.
+        among: (n,), the entries that count.
+        num_groups: How many groups there are.
+    """
+    rank = torch.empty_like(group)
+    rank[order.argsort(descending=True, stable=True)] = torch.arange(len(group), device=group.device)
+    rank = rank.masked_fill(~among, len(group))
+    first = group.new_full((num_groups,), len(group)).scatter_reduce(0, group, rank, "amin")
+    return among & (rank == first[group])
 
 
 def label_maps(

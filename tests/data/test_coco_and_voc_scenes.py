@@ -48,6 +48,7 @@ def painted(*boxes: tuple[int, int, int, int, int]) -> np.ndarray:
 )
 def test_pictures_masks_and_categories_are_those_written(tmp_path, masks, crowd, labels, num_slots):
     dataset = CocoScenes(write_coco(tmp_path), "test", masks=masks)
+    assert dataset.info.label_kind == masks
     assert (dataset.info.background_labels, dataset.info.num_slots) == ((0, 255), num_slots)
     assert dataset.info.factors["category"] == "1 person, 2 dog, 3 toothbrush; 0 no object"
     for i, scene in enumerate(dataset):
@@ -206,6 +207,7 @@ def test_without_pycocotools_one_line_says_what_to_install(tmp_path, monkeypatch
 )
 def test_masks_are_objects_or_classes_and_void_is_255(tmp_path, masks, labels, num_slots):
     dataset = VocScenes(write_voc(tmp_path), "test", masks=masks)
+    assert dataset.info.label_kind == masks
     assert (dataset.info.background_labels, dataset.info.num_slots) == ((0, 255), num_slots)
     for i, scene in enumerate(dataset):
         np.testing.assert_array_equal(scene.mask, np.array(labels)[mask(6 + i, 4)])

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from formats import FORMATS
 from fuzzing import fuzz
+from layouts import write_voc
 
 from psa.data import Conversion, DatasetInfo, Hdf5Scenes, ObjectRange, Scene, SceneDataset, convert, open_dataset
 from psa.data import conversion as conversion_module
@@ -108,6 +109,11 @@ def test_h5py_finds_the_pixels_and_attributes(tmp_path, folder):
     assert told["splits"] == {"train": 24, "val": 3, "test": 3}
     assert told["preparation"] == {"size": 8}
     assert (told["name"], told["background_labels"], told["num_slots"]) == ("scenes", [0], None)
+
+
+def test_what_labels_stand_for_is_kept(tmp_path):
+    convert(Conversion(str(write_voc(tmp_path / "voc")), options={"masks": "class"}), tmp_path / "out.h5")
+    assert open_dataset(tmp_path / "out.h5", "test").info.label_kind == "class"
 
 
 def test_only_the_splits_asked_for_are_there(tmp_path, folder):
@@ -333,6 +339,7 @@ def test_damage_is_told_in_one_line_or_leaves_sound_scenes(tmp_path):
         ("background_labels", "0"),
         ("uneven", '["image"]'),
         ("factors", "[]"),
+        ("label_kind", '"colour"'),
     ],
 )
 def test_attributes_that_cannot_be_are_named(tmp_path, folder, name, value):

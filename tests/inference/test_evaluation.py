@@ -4,15 +4,28 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from layouts import write_voc
 from tolerances import FLOAT32, assert_close
 from torch import Tensor
 
 from psa.inference import evaluation as module
+from psa.inference.attention_masks import attention_masks
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.evaluation import evaluate, evaluate_baselines
 from psa.inference.images import ImageSet
 from psa.inference.objectives import held_out_objective
-from psa.metrics import BASELINES, mean_squared_error, score_images, slots_in_use, summarise
+from psa.inference.reporting import metric_rows
+from psa.inference.sessions import prepared_as, run_images, with_classes
+from psa.metrics import (
+    BASELINES,
+    mean_segmentation_covering,
+    mean_squared_error,
+    score_images,
+    score_masks,
+    slots_in_use,
+    summarise,
+    summarise_masks,
+)
 from psa.records import DecodedScene
 
 
@@ -56,6 +69,10 @@ def test_a_model_that_decodes_the_truth_scores_the_best(images):
     assert result.segmentation is not None
     for figure in ("foreground_ari", "foreground_ari_all", "ari", "msc"):
         assert_close(getattr(result.segmentation, figure), 1.0)
+    decoder = result.masks["decoder"]
+    for figure in ("mbo_instance", "ap", "pq", "precision", "recall"):
+        assert_close(getattr(decoder, figure), 1.0)
+    assert result.masks["attention"].mbo_instance < 0.9
     assert_close(result.mse, 0.0)
     assert result.health.problems == ()
     assert_close(result.health.unexplained, 0.0)
@@ -82,6 +99,45 @@ def test_the_figures_are_those_of_the_metrics(trained, images):
     assert result.num_images == 20
 
 
+def test_both_kinds_of_masks_are_scored_and_the_background_is_named(trained, images):
+    result = evaluate(trained, images)
+    posterior, _, decoded = trained.encode(images.images)
+    attention = attention_masks(trained.guide.encoder, posterior, trained.size)
+    for kind, masks in (("decoder", decoded), ("attention", attention)):
+        assert result.masks[kind] == summarise_masks([score_masks(masks, images.masks, images.background)])
+    flat = result.to_json()
+    assert list(flat["masks"]) == ["decoder", "attention"]
+    assert (flat["background"], flat["true_labels"]) == ((0,), "instance")
+    assert flat["masks"]["decoder"]["foreground_ari"] == flat["foreground_ari"]
+    assert flat["masks"]["decoder"]["mbo_instance"] == flat["msc"]
+    assert flat["masks"]["decoder"]["mbo_class"] is None
+    shown = {row.name: row for row in metric_rows(result, {})}
+    assert shown["attention masks: AP"].value == result.masks["attention"].ap
+    assert shown["attention masks: AP"].meaning == "background labels: 0; true labels: instance"
+    assert "decoder masks: mBO, classes" not in shown
+
+
+def test_classes_are_read_beside_objects_where_the_data_set_has_both(trained, tmp_path):
+    data = prepared_as(trained, str(write_voc(tmp_path)))
+    instances = with_classes(run_images(trained, data, "test"), data, "test")
+    data = data.model_copy(update={"masks": "class"})
+    classes = with_classes(run_images(trained, data, "test"), data, "test")
+    assert torch.equal(instances.classes, classes.masks.to(torch.int16))
+    labels = trained.encode(instances.images)[2].argmax(1)
+    best = [mean_segmentation_covering(labels, truth.masks, truth.background).mean() for truth in (instances, classes)]
+    by_object, by_class = evaluate(trained, instances), evaluate(trained, classes)
+    assert (by_object.true_labels, by_class.true_labels) == ("instance", "class")
+    assert_close(by_object.masks["decoder"].mbo_instance, best[0])
+    assert_close(by_object.masks["decoder"].mbo_class, best[1])
+    assert_close(by_class.masks["decoder"].mbo_class, best[1])
+    assert by_class.masks["decoder"].mbo_instance is None
+
+
+def test_other_data_sets_have_no_classes(trained, images):
+    data = prepared_as(trained, None)
+    assert with_classes(images, data, "test") is images
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 19])
 def test_chunks_do_not_matter(trained, images, monkeypatch, chunk):
     whole = evaluate(trained, images)
@@ -93,6 +149,9 @@ def test_chunks_do_not_matter(trained, images, monkeypatch, chunk):
     assert_close(parts.mse, whole.mse, FLOAT32)
     assert_close(parts.objective, whole.objective, FLOAT32)
     assert_close(parts.segmentation.foreground_ari, whole.segmentation.foreground_ari, FLOAT32)
+    for kind, summary in whole.masks.items():
+        assert_close(parts.masks[kind].ap, summary.ap, FLOAT32)
+        assert_close(parts.masks[kind].pq, summary.pq, FLOAT32)
     assert_close(parts.health.layout_agreement, whole.health.layout_agreement, FLOAT32)
     assert parts.slots_in_use == whole.slots_in_use
 
@@ -102,7 +161,7 @@ def test_without_masks_there_is_no_score_but_all_the_rest(trained, images):
     result = evaluate(trained, ImageSet(images.images, None, ()))
     assert (result.segmentation, result.slot_count_error) == (None, None)
     assert (result.mse, result.objective, result.health) == (with_masks.mse, with_masks.objective, with_masks.health)
-    assert {"foreground_ari", "slot_count_error"}.isdisjoint(result.to_json())
+    assert {"foreground_ari", "slot_count_error", "masks", "background", "true_labels"}.isdisjoint(result.to_json())
     assert evaluate_baselines(ImageSet(images.images, None, ()), 3) == {}
 
 

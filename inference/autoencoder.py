@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from psa.data import as_float
 from psa.errors import ConfigError, RunError
+from psa.inference.bottleneck import Bottleneck
 from psa.inference.config import DecoderConfig, RunConfig, parse_config
 from psa.inference.encoders.cnn import MIN_IMAGE_SIZE, CnnEncoder
 from psa.inference.guide import SceneGuide
@@ -184,6 +185,8 @@ def build_autoencoder(config: RunConfig, size: tuple[int, int]) -> SlotAutoencod
                     "objective.prior = aggregate: expected kl_weight above 0, else no prior is in the loop"
                 )
             model.refresh_in_training(objective.prior_components)
+        if config.bottleneck.is_on:  # last, so that the other weights are those of the seed without it
+            model.factors = Bottleneck(config.bottleneck, slots.slot_dim)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return SlotAutoencoder(model, guide, config, size)

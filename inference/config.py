@@ -93,6 +93,21 @@ class ObjectiveConfig(Section):
     prior_images: int = Field(default=4096, ge=1, description="training images, the first ones, that a refresh reads")
 
 
+class BottleneckConfig(Section):
+    """``bottleneck``: losses on the slots, added to the objective in training; weights in nats an image, 0 is off."""
+
+    covariance: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of c, on projections of slots")
+    variance: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of v, on projections of slots")
+    variance_target: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="deviation that v asks for")
+    cosine: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of the cosine loss, on slots")
+    projection_dim: int = Field(default=128, ge=1, description="features of a projection, and its hidden layers' width")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any weight is above 0."""
+        return max(self.covariance, self.variance, self.cosine) > 0
+
+
 class TrainingConfig(Section):
     """``training``: the optimiser and its schedule (linear warm-up, then a cosine to 0)."""
 
@@ -117,6 +132,7 @@ class RunConfig(Section):
     slots: SlotsConfig = SlotsConfig()
     decoder: DecoderConfig = DecoderConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    bottleneck: BottleneckConfig = BottleneckConfig()
     training: TrainingConfig = TrainingConfig()
 
     def to_toml(self) -> dict[str, Any]:

@@ -75,6 +75,9 @@ def describe_objective(autoencoder: SlotAutoencoder) -> str:
     """What a run was trained on, in words."""
     objective, relevance = autoencoder.config.objective, autoencoder.guide.relevance
     notes = "" if relevance is None else f"; slots that {relevance.rule} calls empty are not decoded"
+    weights = {name: getattr(autoencoder.config.bottleneck, name) for name in ("covariance", "variance", "cosine")}
+    added = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
+    notes += f"; training added losses on slots ({added}), which are no part of the figure" if added else ""
     if objective.kl_weight == 0:
         drawn = "slots drawn from q" if objective.sample else "slots a point, not drawn"
         words = f"trained without the KL term ({drawn}): the objective is a conditional likelihood, not evidence"

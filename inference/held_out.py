@@ -3,15 +3,18 @@
 import torch
 
 from psa.inference.autoencoder import SlotAutoencoder
+from psa.inference.bottleneck import Bottleneck
 from psa.inference.images import ImageSet
 from psa.inference.keyed_noise import ImageNoise, Purpose
 from psa.inference.objectives import held_out_objective
-from psa.metrics import foreground_ari, mean_squared_error, num_objects
+from psa.metrics import foreground_ari, mean_squared_correlation, mean_squared_error, num_objects
 
 
 @torch.no_grad()
 def held_out_row(autoencoder: SlotAutoencoder, held_out: ImageSet) -> dict[str, float]:
     """``held_out`` (the objective, lower is better), ``mse``, and with masks ``foreground_ari`` (same noise each time).
+
+    Where training projects slots to narrow their bottleneck, ``projection_correlation`` too.
 
     Args:
         autoencoder: In evaluation mode.
@@ -23,8 +26,13 @@ def held_out_row(autoencoder: SlotAutoencoder, held_out: ImageSet) -> dict[str, 
     with autoencoder.guide.drawing(ImageNoise(autoencoder.config.training.seed, 0, index, Purpose.HELD_OUT)):
         row = {"held_out": held_out_objective(autoencoder, images)}
         posterior, slots, _ = autoencoder.encode(images)
-    scene = autoencoder.decode(slots, autoencoder.guide.active(posterior))
+    active = autoencoder.guide.active(posterior)
+    scene = autoencoder.decode(slots, active)
     row["mse"] = float(mean_squared_error(scene.mean, images).mean())
+    bottleneck = autoencoder.model.factors
+    projected = bottleneck.project(slots, active) if isinstance(bottleneck, Bottleneck) else None
+    if projected is not None:
+        row["projection_correlation"] = mean_squared_correlation(projected)
     if held_out.masks is not None:
         several = num_objects(held_out.masks, held_out.background) >= 2
         score = foreground_ari(scene.labels.cpu(), held_out.masks, held_out.background)[several]

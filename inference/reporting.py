@@ -22,6 +22,7 @@ CURVES = {
     "held_out": "held-out loss, nats a dimension",
     "mse": "held-out MSE",
     "foreground_ari": "held-out foreground ARI",
+    "projection_correlation": "mean squared correlation of the projection",
 }
 # Of psa.metrics.MaskSummary.
 MASK_MEASURES = {

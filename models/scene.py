@@ -73,6 +73,9 @@ class SceneModel(nn.Module):
 
     Attributes:
         aggregate: The aggregate prior that was built after training; while it is given, it is p(s).
+        factors: What training adds to log p for the slots that are drawn: called with them (B, K, D) and with the
+            decoded ones (B, K), or None for all. It has no part in evaluation mode, where the program is the story
+            alone.
 
     Raises:
         ValueError: If the likelihood is unknown or sigma is not positive.
@@ -102,6 +105,7 @@ class SceneModel(nn.Module):
         self.prior_loc = nn.Parameter(torch.zeros(slot_dim))
         self.prior_log_scale = nn.Parameter(torch.zeros(slot_dim))
         self.aggregate: AggregatePrior | None = None
+        self.factors: nn.Module | None = None
         self.refreshed = False
 
     def refresh_in_training(self, num_components: int) -> None:
@@ -148,7 +152,8 @@ class SceneModel(nn.Module):
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> DecodedScene:
         """The Pyro program; sites slot (plates images, slots) and image (plate observations). Images in [0, 1].
 
-        Where slots are dropped, there is a site active (plate observations) before them.
+        Where slots are dropped, there is a site active (plate observations) before them. Sites of ``factors`` stand
+        outside of the plates.
         """
         batch, active = images.shape[0], None
         observations = pyro.plate("observations", batch, dim=-1)
@@ -162,6 +167,8 @@ class SceneModel(nn.Module):
             keeping(active),
         ):
             slots = pyro.sample("slot", self.slot_prior)
+        if self.factors is not None and self.training:
+            self.factors(slots, active)
         scene = self.decoder(slots) if active is None else self.decoder(slots, active)
         with observations:
             pyro.sample("image", self.observation(scene), obs=images)

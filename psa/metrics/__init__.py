@@ -5,6 +5,7 @@ from psa.metrics.detection import Detections, DetectionScores, average_precision
 from psa.metrics.foreground import ForegroundOverlap, foreground_overlap
 from psa.metrics.identifiability import Identifiability, smcc
 from psa.metrics.mask_summary import MaskScores, MaskSummary, score_masks, summarise_masks
+from psa.metrics.redundancy import mean_squared_correlation
 from psa.metrics.segmentation import (
     adjusted_rand_index,
     foreground_ari,
@@ -37,6 +38,7 @@ __all__ = [
     "k_means",
     "mcc",
     "mean_segmentation_covering",
+    "mean_squared_correlation",
     "mean_squared_error",
     "num_objects",
     "quadrants",

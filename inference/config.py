@@ -205,7 +205,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: expected a TOML file ({error})") from None
-    values.pop("schema", None)
+    for name in ("schema", "run"):  # of a run's own file
+        values.pop(name, None)
     return values
 
 

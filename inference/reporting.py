@@ -157,4 +157,4 @@ def write_run_report(
         },
     )
     write_report(run.report, content)
-    decomposition_figure(views[:6], run.path / "figures" / "scenes.png")
+    decomposition_figure(views[:6], run.picture)

@@ -9,6 +9,7 @@ import torch
 
 from psa.data import DATASETS, SceneDataset, collate, open_dataset
 from psa.errors import ConfigError, DataError, RunError
+from psa.files import NO_ROOM
 from psa.inference.autoencoder import SlotAutoencoder, build_autoencoder
 from psa.inference.config import DataConfig, RunConfig, override, parse_config
 from psa.inference.encoders.cnn import MIN_IMAGE_SIZE
@@ -130,12 +131,13 @@ def resume_run(path: Path, settings: list[str], progress: Progress | None = None
     """A trainer at the last checkpoint of a run directory; settings may lengthen it.
 
     Raises:
-        RunError: If there is no run or no checkpoint.
+        RunError: If there is no run, or its state is not to be read.
     """
     run = RunDirectory(path)
     config = parse_config(override(run.read_config(), settings), str(run.config))
     trainer = open_trainer(config, run, progress)
-    trainer.resume()
+    if run.state.exists() or run.checkpoint.exists():  # else it was killed before there was anything: step 0
+        trainer.resume()
     run.write_config(config.to_toml())
     return trainer
 
@@ -160,6 +162,8 @@ def build_prior(
     try:
         prior.save(run.prior, load_tensors(run.checkpoint)[1].get("step"))
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
         raise RunError(f"{run.prior}: cannot be written ({error.strerror or error})") from None
 
 

@@ -85,7 +85,7 @@ class Trainer:
                 if caught or self.step % self.config.checkpoint_every == 0:
                     self.save()
                 if caught:
-                    raise Interrupted
+                    raise Interrupted(f"interrupted at step {self.step} of {self.config.steps}")
         if self.autoencoder.guide.kl_weight == 0:
             fit_slot_prior(self.autoencoder, self.images)
         self.save()

@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import zlib
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import save_file
 from psa.errors import RunError
 from psa.files import write_atomically
 from psa.runs import RunDirectory, load_tensors, save_tensors
+from psa.seals import MARK
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -23,6 +26,46 @@ def tensors() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
     return RunDirectory(tmp_path)
+
+
+def test_a_rename_is_brought_to_the_disk_after_the_content(tmp_path, monkeypatch):
+    """In the order that no loss of power can spoil: the content, the rename, the folder."""
+    path, done = tmp_path / "file", []
+    fsync, replace = os.fsync, os.replace
+
+    def seen_fsync(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def seen_replace(one, other):
+        done.append(str(other))
+        replace(one, other)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert done == [str(tmp_path / f".file.{os.getpid()}"), str(path), str(tmp_path)]
+
+
+def test_an_atomic_write_that_finds_no_room_names_the_file(tmp_path):
+    def full(temporary):
+        temporary.write_text("ha")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/file'"):
+        write_atomically(tmp_path / "file", full)
+    assert os.listdir(tmp_path) == []
+
+
+def test_holding_a_run_removes_what_killed_writers_left_and_nothing_else(run, tmp_path):
+    (tmp_path / "figures").mkdir()
+    left = [".checkpoint.safetensors.123", ".state.safetensors.9", ".config.toml.1", "figures/.scenes.png.77"]
+    others = [".bashrc.1", ".checkpoint.safetensors.mine", "checkpoint.safetensors", ".x.safetensors.2"]
+    for name in left + others:
+        (tmp_path / name).write_text("")
+    with run.held():
+        pass
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(others)
 
 
 def test_an_atomic_write_puts_the_new_content_and_nothing_else_in_the_folder(tmp_path):
@@ -87,6 +130,61 @@ def test_a_truncated_file_is_a_run_error_that_names_it(tmp_path, share):
         load_tensors(path)
 
 
+def small_file(path):
+    save_tensors(path, {"weight": torch.randn(3), "step": torch.tensor(7)}, {"size": [8, 16]})
+    return path.read_bytes()
+
+
+def refused(path) -> bool:
+    try:
+        load_tensors(path)
+    except RunError as error:
+        assert str(error).startswith(f"{path}: expected a safetensors file")
+        assert "\n" not in str(error)
+        return True
+    return False
+
+
+def test_a_bit_that_flipped_anywhere_in_a_file_is_noticed(tmp_path):
+    path = tmp_path / "x.safetensors"
+    whole = small_file(path)
+    mark = whole.index(MARK)
+    for place in range(len(whole)):
+        bit = 1 << (place % 8)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        # The mark itself says that there is a checksum; beside it nothing is changed then.
+        assert refused(path) or mark <= place < mark + len(MARK)
+    path.write_bytes(whole)
+    assert not refused(path)
+
+
+def test_the_checksum_is_that_of_the_file_with_its_own_place_blank(tmp_path):
+    content = small_file(tmp_path / "x").decode("latin-1")
+    start = content.index("crc32") + len('crc32\\": \\"')
+    blank = content[:start] + "0" * 8 + content[start + 8 :]
+    assert content[start : start + 8] == f"{zlib.crc32(blank.encode('latin-1')):08x}"
+
+
+def test_the_same_content_makes_the_same_bytes(tmp_path):
+    torch.manual_seed(0)
+    one = small_file(tmp_path / "x")
+    torch.manual_seed(0)
+    assert small_file(tmp_path / "x") == one
+
+
+def test_notes_of_any_kind_do_not_hide_the_checksum(tmp_path):
+    notes = {"a": '"notes":"{\\"crc32\\": \\"', "crc": "x"}
+    save_tensors(tmp_path / "x", {'"crc32": "': torch.zeros(1)}, notes)
+    assert load_tensors(tmp_path / "x")[1] == notes
+
+
+def test_a_file_without_a_checksum_is_read_as_before(tmp_path):
+    save_file({"weight": torch.ones(2)}, tmp_path / "x", {"notes": '{"step": 3}'})
+    tensors, notes = load_tensors(tmp_path / "x")
+    assert notes == {"step": 3}
+    assert torch.equal(tensors["weight"], torch.ones(2))
+
+
 class Trap:
     """Unpickling it would raise."""
 
@@ -101,7 +199,7 @@ def test_a_pickle_is_refused_and_never_loaded(tmp_path):
         load_tensors(path)
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"notes": "{"}])
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"notes": "{"}, {"notes": "[1]"}])
 def test_a_safetensors_file_of_someone_else_is_a_run_error(tmp_path, metadata):
     save_file({"weight": torch.zeros(2)}, tmp_path / "x", metadata)
     with pytest.raises(RunError, match="expected a safetensors file written by psa"):
@@ -122,15 +220,28 @@ def test_the_configuration_comes_back_as_it_was(run):
     config = {"slots": {"variant": "psa", "overrides": {"power": 0.25}}, "data": {"source": 'it\'s \\ "here"'}}
     run.write_config(config)
     assert run.read_config() == config
-    assert "schema = 1" in run.config.read_text()
+    assert run.config.read_text().startswith("schema = 2\n")
+
+
+def test_a_run_keeps_the_name_of_its_first_configuration(run, tmp_path):
+    run.write_config({"training": {"seed": 1, "steps": 10}})
+    name = run.name
+    run.write_config({"training": {"seed": 1, "steps": 20}})
+    assert run.name == name is not None
+    assert run.read_config() == {"training": {"seed": 1, "steps": 20}}
+    for seed, same in ((1, True), (2, False)):
+        other = RunDirectory(tmp_path / str(seed))
+        other.create()
+        other.write_config({"training": {"seed": seed, "steps": 10}})
+        assert (other.name == name) is same
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("slots = [", "expected TOML"),
-        ("[slots]\n", "expected schema = 1"),
-        ("schema = 2\n", "expected schema = 1"),
+        ("[slots]\n", "expected schema = 1 or 2, got None"),
+        ("schema = 3\n", "expected schema = 1 or 2, got 3; use the version of psa that wrote the run"),
     ],
 )
 def test_a_configuration_of_another_kind_is_a_run_error(run, text, message):
@@ -166,6 +277,17 @@ def test_a_last_line_cut_short_is_left_out(run, cut):
         run.append_metrics({"step": step, "loss": 0.25})
     run.metrics.write_text(run.metrics.read_text()[: -1 - cut])
     assert [row["step"] for row in run.read_metrics()] == [1, 2]
+
+
+@pytest.mark.parametrize("spoiled", ['{"step": 2, "lo', "[2]", '{"loss": 1}', '{"step": "2"}', "\x00\x00", ""])
+def test_rows_that_are_spoiled_are_left_out(run, spoiled):
+    run.metrics.write_text(f'{{"step": 1}}\n{spoiled}\n{{"step": 3}}\n')
+    assert [row["step"] for row in run.read_metrics()] == [1, 3]
+
+
+def test_metrics_that_are_no_text_lose_the_rows_that_are_not(run):
+    run.metrics.write_bytes(b'{"step": 1}\n{"step": \xff}\n')
+    assert [row["step"] for row in run.read_metrics()] == [1]
 
 
 def test_metrics_past_a_step_are_dropped_and_a_cut_line_with_them(run):

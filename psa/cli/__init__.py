@@ -1,7 +1,11 @@
 """The ``psa`` command: one module a command; the only part of ``psa`` that imports upward."""
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import typer
 
@@ -19,6 +23,7 @@ from psa.cli.sample import sample
 from psa.cli.slots import slots
 from psa.cli.train import train
 from psa.errors import PsaError, Stopped, TrainingFailed
+from psa.files import NO_ROOM
 
 app = typer.Typer(
     name="psa",
@@ -36,18 +41,40 @@ app.add_typer(data)
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """So that whoever is stopped by it can leave things whole, and says how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     message = "interrupted"  # Ctrl-C outside training: typer returns 130 and no exception
     try:
-        code = app(args=given, prog_name="psa", standalone_mode=False) or DONE
+        with _sigterm_as_ctrl_c():
+            code = app(args=given, prog_name="psa", standalone_mode=False) or DONE
     except PsaError as error:
         code, message = BAD_INPUT, str(error)
     except TrainingFailed as error:
         code, message = FAILED, str(error)
     except (Stopped, KeyboardInterrupt, typer.Abort) as error:
         code, message = INTERRUPTED, str(error) or message
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        code, message = FAILED, f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
     except Exception as error:
         # typer's own usage errors, whichever copy of click a version of it carries
         if not hasattr(error, "format_message"):

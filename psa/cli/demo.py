@@ -71,5 +71,5 @@ def _plain(result: Demo, seed: int) -> dict[str, Any]:
         "seed": seed,
         "chosen_seed": result.candidates[result.chosen].seed,
         "candidates": [asdict(c) | {"path": str(c.path)} for c in result.candidates],
-        "picture": str(result.run.path / "figures" / "scenes.png"),
+        "picture": str(result.run.picture),
     }

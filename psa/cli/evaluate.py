@@ -18,7 +18,8 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Score a run on a split and write its page anew; without masks, what can be said without labels."""
-    autoencoder = psa.load(run)
     directory = RunDirectory(run)
-    outcome = evaluate_run(autoencoder, directory, prepared_as(autoencoder, data), split)
+    autoencoder = psa.load(run)
+    with directory.held():
+        outcome = evaluate_run(autoencoder, directory, prepared_as(autoencoder, data), split)
     print_result({"run": str(run), "split": split, **summary(outcome, directory)}, f"psa evaluate: {run}", json)

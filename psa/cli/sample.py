@@ -61,7 +61,8 @@ def sample(
         raise ConfigError("--add and --others: expected --keep IMAGE:SLOTS with them")
     autoencoder = psa.load(run)
     if autoencoder.scene_prior is None:
-        build_with_progress(autoencoder, RunDirectory(run))
+        with RunDirectory(run).held():
+            build_with_progress(autoencoder, RunDirectory(run))
     assert autoencoder.scene_prior is not None
     generator = torch.Generator().manual_seed(seed)
     if keep is None:

@@ -1,5 +1,7 @@
 """``psa train``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +11,11 @@ import psa
 from psa.cli.common import DataOption, JsonOption, SetOption, VariantOption, figures, print_result, progress_bar
 from psa.cli.priors import build_with_progress
 from psa.errors import ConfigError, Stopped, TrainingFailed
+from psa.files import NO_ROOM
 from psa.inference.config import RECIPE, override, published, read_config_file
 from psa.inference.interrupts import Interrupted
 from psa.inference.sessions import evaluate_run, resume_run, start_run, summary
+from psa.runs import RunDirectory
 
 
 def train(
@@ -28,6 +32,9 @@ def train(
     Last it builds the aggregate prior that psa sample draws from. Progress goes to standard error: steps, loss,
     foreground ARI on a held-out batch, time left. Ctrl-C finishes the step, writes a checkpoint and says how to go on.
     """
+    if resume and (config is not None or data is not None or variant is not None):
+        raise ConfigError("--resume takes its configuration from the run; only --set may change it")
+    values = {} if resume else override(_values(config, data, variant), settings or [])
     bar = progress_bar()
     task = bar.add_task(f"training {out}", total=None, figures="")
 
@@ -36,27 +43,36 @@ def train(
             bar.update(task, figures=figures(row))
         bar.update(task, completed=step, total=trainer.config.steps)
 
-    if resume:
-        if config is not None or data is not None or variant is not None:
-            raise ConfigError("--resume takes its configuration from the run; only --set may change it")
-        trainer = resume_run(out, settings or [], show)
-    else:
-        trainer = start_run(override(_values(config, data, variant), settings or []), out, show)
-    try:
+    run = RunDirectory(out)
+    with run.held(), _how_to_go_on(run):
+        trainer = resume_run(out, settings or [], show) if resume else start_run(values, out, show)
         with bar:
             trainer.fit()
-    except Interrupted:
-        raise Stopped(
-            f"interrupted at step {trainer.step} of {trainer.config.steps}; the checkpoint is written. "
-            f"Go on with: psa train --resume --out {out}"
-        ) from None
+        autoencoder = psa.load(out)
+        outcome = evaluate_run(autoencoder, run, autoencoder.config.data, "test")
+        build_with_progress(autoencoder, run)
+    print_result({"run": str(out), **summary(outcome, run)}, f"psa train: {out}", json)
+
+
+@contextmanager
+def _how_to_go_on(run: RunDirectory) -> Iterator[None]:
+    """Whatever stops a run, the line says what to do."""
+    again = f"psa train --resume --out {run.path}"
+    try:
+        yield
+    except Interrupted as error:
+        raise Stopped(f"{error}; the checkpoint is written. Go on with: {again}") from None
+    except KeyboardInterrupt:
+        if not run.config.exists():
+            raise
+        raise Stopped(f"interrupted; what was written stays. Go on with: {again}") from None
     except TrainingFailed as error:
-        raise TrainingFailed(f"{out}: {error}") from None
-    assert trainer.run is not None
-    autoencoder = psa.load(out)
-    outcome = evaluate_run(autoencoder, trainer.run, autoencoder.config.data, "test")
-    build_with_progress(autoencoder, trainer.run)
-    print_result({"run": str(out), **summary(outcome, trainer.run)}, f"psa train: {out}", json)
+        raise TrainingFailed(f"{run.path}: {error}") from None
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        name = error.filename or run.path
+        raise TrainingFailed(f"{name}: cannot be written ({error.strerror}); make room, then {again}") from None
 
 
 def _values(config: Path | None, data: str | None, variant: str | None) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_a_configuration_comes_back_from_its_toml(power, steps, source, tmp_path
 
 
 def test_the_schema_of_a_written_configuration_is_no_key(tmp_path):
-    (tmp_path / "config.toml").write_text("schema = 1\n[training]\nsteps = 3\n")
+    (tmp_path / "config.toml").write_text("schema = 2\nrun = '0a1b2c3d'\n[training]\nsteps = 3\n")
     assert read_config_file(tmp_path / "config.toml") == {"training": {"steps": 3}}
 
 

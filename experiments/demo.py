@@ -24,6 +24,7 @@ from psa.errors import ConfigError, RunError, TrainingFailed
 from psa.inference.config import RunConfig, parse_config
 from psa.inference.interrupts import Interrupted, deferred_interrupts
 from psa.inference.sessions import Outcome, evaluate_run, open_trainer, resume_run, start_run
+from psa.locks import LOCK
 from psa.report import RunsTable
 from psa.runs import RunDirectory
 
@@ -109,9 +110,10 @@ def _train(values: Mapping[str, Any], path: Path, until: int | None) -> Candidat
     try:
         if stop.is_set():
             raise Interrupted
-        started = RunDirectory(path).state.exists()
-        trainer = resume_run(path, [], show) if started else start_run(values, path, show)
-        trainer.fit(until)
+        with RunDirectory(path).held():
+            started = RunDirectory(path).state.exists()
+            trainer = resume_run(path, [], show) if started else start_run(values, path, show)
+            trainer.fit(until)
     except Interrupted:
         raise KeyboardInterrupt from None
     except TrainingFailed as error:
@@ -148,19 +150,25 @@ def run_demo(values: Mapping[str, Any], out: Path, seed: int, seconds: float | N
     config = parse_config(values)
     if seconds is not None and seconds < 10:
         raise ConfigError(f"--seconds {seconds:g}: expected at least 10, to train and draw anything at all")
-    _clear(out)
-    candidates = _train_all(config, out, candidate_seeds(seed), None if seconds is None else begun + seconds, report)
-    chosen = min(range(len(candidates)), key=lambda i: (-candidates[i].steps, candidates[i].held_out))
-    run = _adopt(candidates[chosen], out)
-    outcome = evaluate_run(psa.load(run.path), run, config.data, "test", _table(candidates, chosen))
+    with RunDirectory(out).held():
+        _clear(out)
+        deadline = None if seconds is None else begun + seconds
+        candidates = _train_all(config, out, candidate_seeds(seed), deadline, report)
+        chosen = min(range(len(candidates)), key=lambda i: (-candidates[i].steps, candidates[i].held_out))
+        run = _adopt(candidates[chosen], out)
+        outcome = evaluate_run(psa.load(run.path), run, config.data, "test", _table(candidates, chosen))
     return Demo(chosen, candidates, outcome, run, perf_counter() - begun)
 
 
 def _clear(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
-        if not (out / "demo").is_dir():
-            raise RunError(f"{out}: holds files that are not a demo's; give another --out")
-        shutil.rmtree(out)
+    found = [path for path in out.iterdir() if path.name != LOCK]
+    if found and not (out / "demo").is_dir():
+        raise RunError(f"{out}: holds files that are not a demo's; give another --out")
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     (out / "demo").mkdir(parents=True, exist_ok=True)
 
 

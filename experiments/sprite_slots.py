@@ -97,6 +97,7 @@ class SpriteSlots:
                 "objective": {"sample": row.drawn, "kl_weight": 0.0},
                 "training": {
                     "steps": self.steps,
+                    "max_skipped": 0,  # that a run diverges is a result
                     "batch_size": self.batch_size,
                     "learning_rate": self.learning_rate,
                     "seed": seed,

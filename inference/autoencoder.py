@@ -207,15 +207,20 @@ def load_run(path: Path) -> SlotAutoencoder:
     """
     run = RunDirectory(path)
     config = parse_config(run.read_config(), str(run.config))
-    tensors, notes = load_tensors(run.checkpoint)
+    remedy = f"psa train --resume --out {path} writes it anew, or restore it from a copy"
+    tensors, notes = load_tensors(run.checkpoint, remedy)
     if "size" not in notes:
         raise RunError(f"{run.checkpoint}: expected a checkpoint written by psa, got one that lacks the images' size")
+    if notes.get("run", run.name) != run.name:
+        raise RunError(f"{run.checkpoint}: expected the weights of run {run.name}, got {notes['run']}'s; {remedy}")
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise RunError(f"{run.checkpoint}: has weights that are not finite; {remedy}")
     model = build_autoencoder(config, tuple(notes["size"]))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise RunError(f"{run.checkpoint}: expected the weights of {run.config} ({reason})") from None
+        raise RunError(f"{run.checkpoint}: expected the weights of {run.config} ({reason}); {remedy}") from None
     if run.prior.exists():
         _use_saved_prior(model, run, notes.get("step"))
     return model.eval()

@@ -120,6 +120,7 @@ class TrainingConfig(Section):
     evaluate_every: int = Field(default=250, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     num_held_out: int = Field(default=256, ge=1, description="images of the held-out batch")
+    max_skipped: int = Field(default=10, ge=0, description="steps in a row that are not finite and are skipped")
     threads: int = Field(default=2, ge=1)
     device: str = "cpu"
 

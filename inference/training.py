@@ -1,7 +1,9 @@
 """Training on Pyro's ELBO: the loop."""
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import process_time
 
@@ -24,9 +26,17 @@ from psa.runs import RunDirectory
 Progress = Callable[[int, dict[str, float]], None]
 
 DIVERGED = (
-    "the loss is not finite at step {step}; the last good checkpoint is kept. Try a lower training.learning_rate "
+    "the {what} not finite at step {step}; the last good checkpoint is kept. Try a lower training.learning_rate "
     "(half of it), a higher slots.overrides.variance_floor, or a larger objective.sigma; see docs/failures.md"
 )
+
+
+@contextmanager
+def _nan_is_counted() -> Iterator[None]:
+    """Without Pyro's warnings of a NaN: a step that has one is skipped and counted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)
+        yield
 
 
 @dataclass
@@ -62,11 +72,14 @@ class Trainer:
         """Steps done."""
         return self._state.step
 
+    @_nan_is_counted()
     def fit(self, until: int | None = None) -> None:
         """Train to the configured number of steps, or only ``until`` one of them on the same schedule.
 
         Raises:
-            TrainingFailed: At a loss or gradient that is not finite; nothing is written over the last checkpoint.
+            TrainingFailed: After ``max_skipped`` steps in a row whose loss or gradient was not finite, at one more; at
+                weights or a held-out objective that are not; where a checkpoint cannot be written. Nothing is written
+                over the last one.
             Interrupted: After SIGINT or SIGTERM, with the checkpoint written.
         """
         self.autoencoder.train()
@@ -91,17 +104,23 @@ class Trainer:
         self.save()
         self.autoencoder.eval()
 
+    @_nan_is_counted()
     def train_steps(self, count: int) -> None:
         """Some steps and nothing else, for measurements."""
         self.autoencoder.train()
         for _ in range(count):
             self._train_step()
 
-    def _require(self, finite: bool) -> None:
+    def _require(self, finite: bool, what: str) -> None:
         if not finite:
-            raise TrainingFailed(DIVERGED.format(step=self.step))
+            raise TrainingFailed(DIVERGED.format(what=what, step=self.step))
 
-    @pyro.validation_enabled(False)  # a NaN must come out as TrainingFailed, not as torch's error about a constraint
+    @property
+    def skipped(self) -> int:
+        """Steps whose loss or gradient was not finite: they changed nothing."""
+        return self._state.skipped
+
+    @pyro.validation_enabled(False)  # a NaN is counted below, and is not torch's error about a constraint
     def _train_step(self) -> None:
         state = self._state
         set_learning_rate(state.optimiser, state.step, self.config)
@@ -115,11 +134,21 @@ class Trainer:
         state.optimiser.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
-        self._require(bool(loss.isfinite()) and bool(norm.isfinite()))
-        state.optimiser.step()
+        if bool(loss.isfinite()) and bool(norm.isfinite()):
+            state.optimiser.step()
+            state.loss_sum += float(loss.detach()) / images[0].numel()
+            state.loss_steps += 1
+            state.skipped_running = 0
+        else:
+            self._skip()
         state.step += 1
-        state.loss_sum += float(loss.detach()) / images[0].numel()
-        state.loss_steps += 1
+
+    def _skip(self) -> None:
+        """Count a step that must not reach the weights."""
+        state, before = self._state, self._state.skipped_running
+        again = f" (as in {before} steps before it, which were skipped)" if before else ""
+        self._require(before < self.config.max_skipped, f"loss or its gradient{again} is")
+        state.skipped, state.skipped_running = state.skipped + 1, before + 1
 
     def _refresh_prior(self) -> None:
         """Every ``objective.prior_refresh`` steps, where the aggregate prior is in the loop."""
@@ -135,14 +164,16 @@ class Trainer:
         state = self._state
         row: dict[str, float] = {
             "step": state.step,
-            "loss": state.loss_sum / max(1.0, state.loss_steps),
+            "skipped": state.skipped,
             "learning_rate": learning_rate(state.step, self.config),
             "cpu_seconds": seconds,
         }
         self.autoencoder.eval()
+        if state.loss_steps > 0:
+            row["loss"] = state.loss_sum / state.loss_steps
         row |= held_out_row(self.autoencoder, self.held_out)
         self.autoencoder.train()
-        self._require(math.isfinite(row["held_out"]))
+        self._require(math.isfinite(row["held_out"]), "held-out objective is")
         state.loss_sum, state.loss_steps = 0.0, 0
         self.history.append(row)
         if self.run is not None:
@@ -150,9 +181,13 @@ class Trainer:
         return row
 
     def save(self) -> None:
-        """Write a checkpoint, whose weights are finite."""
+        """Write a checkpoint, whose weights are finite.
+
+        Raises:
+            TrainingFailed: If they are not, or it cannot be written.
+        """
         if self.run is not None:
-            self._require(finite_weights(self._state))
+            self._require(finite_weights(self._state), "weights are")
             save_checkpoint(self.run, self._state)
 
     def resume(self) -> None:
@@ -163,7 +198,7 @@ class Trainer:
         """
         assert self.run is not None
         load_checkpoint(self.run, self._state)
-        self.history = [row for row in self.run.read_metrics() if "step" in row]
+        self.history = self.run.read_metrics()
 
 
 def fit(

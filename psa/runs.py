@@ -132,18 +132,18 @@ class RunDirectory:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.toml; the name that a run got from its first configuration stays."""
         text = tomli_w.dumps(config)
-        name = self.name if self.config.exists() else f"{zlib.crc32(text.encode()):08x}"
+        name = self.name if self.config.exists() else f"{zlib.crc32(text.encode()):08x}"  # a resumed run keeps its name
         head = {"schema": SCHEMA} | ({} if name is None else {"run": name})
         write_atomically(self.config, lambda temporary: temporary.write_text(tomli_w.dumps(head | dict(config))))
 
     @property
     def name(self) -> str | None:
-        """Which run this is: runs that began with the same configuration are the same. None of schema 1.
+        """Which run this is: runs that began with the same configuration are the same. None without, or of schema 1.
 
         Raises:
-            RunError: As :meth:`read_config`.
+            RunError: If there is a configuration that cannot be read.
         """
-        return self._read()[1]
+        return self._read()[1] if self.config.exists() else None
 
     def read_config(self) -> dict[str, Any]:
         """The configuration as written.

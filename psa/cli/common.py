@@ -47,6 +47,8 @@ def figures(row: Mapping[str, float]) -> str:
     parts = [f"loss {row['loss']:.4f}"] if "loss" in row else []
     if not math.isnan(row.get("foreground_ari", math.nan)):
         parts.append(f"FG-ARI {row['foreground_ari']:.3f}")
+    if row.get("skipped"):
+        parts.append(f"{row['skipped']:.0f} steps not finite, skipped")
     return "  ".join(parts)
 
 

@@ -51,7 +51,7 @@ def train(
         autoencoder = psa.load(out)
         outcome = evaluate_run(autoencoder, run, autoencoder.config.data, "test")
         build_with_progress(autoencoder, run)
-    print_result({"run": str(out), **summary(outcome, run)}, f"psa train: {out}", json)
+    print_result({"run": str(out), **summary(outcome, run), "skipped": trainer.skipped}, f"psa train: {out}", json)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Checkpoints of training: what a state is, how it is written, and how it is read again to go on bit by bit.
 
-state.safetensors is all of it, checkpoint.safetensors the weights alone, for those who use the run. The state is written
-first and is what resuming reads: between the two a run is whole, and its weights are of one checkpoint before.
+state.safetensors is all of it, checkpoint.safetensors the weights alone, for those who use the run. The state is
+written first and is what resuming reads: between the two a run is whole, and its weights are of one checkpoint before.
 """
 
 from collections.abc import Iterator, Mapping
@@ -127,8 +127,8 @@ def save_checkpoint(run: RunDirectory, state: TrainingState) -> None:
         save_tensors(run.checkpoint, state.autoencoder.state_dict(), notes)
     except OSError as error:
         raise TrainingFailed(
-            f"{error.filename or run.path}: cannot be written at step {state.step} ({error.strerror or error}); the last "
-            f"good checkpoint is kept. Make room, then go on with: psa train --resume --out {run.path}"
+            f"{error.filename or run.path}: cannot be written at step {state.step} ({error.strerror or error}); the "
+            f"last good checkpoint is kept. Make room, then go on with: psa train --resume --out {run.path}"
         ) from None
 
 
@@ -153,7 +153,9 @@ def load_checkpoint(run: RunDirectory, state: TrainingState) -> None:
         state.load(*_of_today(tensors, notes))
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise RunError(f"{run.state}: not of this configuration ({reason}); undo the --set, or start a new run") from None
+        raise RunError(
+            f"{run.state}: not of this configuration ({reason}); undo the --set, or start a new run"
+        ) from None
     run.keep_metrics_before(state.step)
 
 

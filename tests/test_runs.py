@@ -136,13 +136,16 @@ def small_file(path):
 
 
 def refused(path) -> bool:
+    """In one line that names the file."""
     try:
         load_tensors(path)
     except RunError as error:
-        assert str(error).startswith(f"{path}: expected a safetensors file")
-        assert "\n" not in str(error)
-        return True
-    return False
+        message = str(error)
+    else:
+        return False
+    assert message.startswith(f"{path}: expected a safetensors file")
+    assert "\n" not in message
+    return True
 
 
 def test_a_bit_that_flipped_anywhere_in_a_file_is_noticed(tmp_path):

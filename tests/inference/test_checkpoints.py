@@ -22,25 +22,29 @@ SCHEMA_1 = Path(__file__).parents[1] / "schema_1"
 NOT_STATE = {"run", "progress", "cpu_seconds"}  # where, for whom, and how long
 
 
+def inside(thing: Any) -> dict:
+    """What an object is made of."""
+    if isinstance(thing, torch.optim.Optimizer):
+        return thing.state_dict()
+    if isinstance(thing, list | tuple | set):
+        return dict(enumerate(thing))
+    if isinstance(thing, dict):
+        return thing
+    ours = type(thing).__module__.startswith(("psa", "torch.nn", "lightning"))
+    return vars(thing) if ours and hasattr(thing, "__dict__") else {}
+
+
 def everything(thing: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every number, text and tensor that hangs on an object, by its way there."""
+    if isinstance(thing, torch.Generator):
+        thing = thing.get_state()
     if isinstance(thing, torch.Tensor):
         yield name, (thing.dtype, thing.shape, thing.detach().numpy().tobytes())
     elif isinstance(thing, int | float | str | None):
         yield name, thing
-    elif isinstance(thing, torch.Generator):
-        yield name, thing.get_state().numpy().tobytes()
-    elif isinstance(thing, torch.optim.Optimizer):
-        yield from everything(thing.state_dict(), name)
-    elif isinstance(thing, dict):
-        for key, value in thing.items():
-            if key not in NOT_STATE:
-                yield from everything(value, f"{name}.{key}")
-    elif isinstance(thing, list | tuple | set):
-        for index, value in enumerate(thing):
-            yield from everything(value, f"{name}.{index}")
-    elif type(thing).__module__.startswith(("psa", "torch.nn", "lightning")) and hasattr(thing, "__dict__"):
-        yield from everything(vars(thing), name)
+    for key, value in inside(thing).items():
+        if key not in NOT_STATE:
+            yield from everything(value, f"{name}.{key}")
 
 
 @pytest.mark.parametrize("values", [tiny.WITH_KL, tiny.DRAWN_MEANS], ids=["queries", "random start"])

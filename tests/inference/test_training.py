@@ -12,14 +12,12 @@ from hypothesis import strategies as st
 from tolerances import FLOAT32, assert_close
 
 import psa
-from psa.errors import RunError
 from psa.inference.config import TrainingConfig, published
 from psa.inference.images import Batches
 from psa.inference.initialisers import NoisyQueries
 from psa.inference.interrupts import Interrupted, deferred_interrupts
 from psa.inference.optimisation import learning_rate
 from psa.inference.scene_priors import fit_slot_prior
-from psa.inference.training import Trainer
 from psa.inference.training import seed_everything as seed
 from psa.runs import RunDirectory, load_tensors
 

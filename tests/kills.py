@@ -38,11 +38,14 @@ def settings(steps: int) -> list[str]:
     return tiny.options([*tiny.SETTINGS, *tiny.SPRITES, *own])
 
 
-def start_command(*arguments: object) -> subprocess.Popen:
-    """``python -m psa`` as a user starts it."""
-    command = [sys.executable, "-m", "psa", *map(str, arguments)]
+def start_command(*arguments: object, told: bool = False) -> subprocess.Popen:
+    """``python -m psa`` as a user starts it; what it tells on standard error is to be read, or left."""
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "psa", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE if told else subprocess.DEVNULL,
     )
 
 

@@ -1,0 +1,85 @@
+"""Issue 7: 20 random kill -9 and resume cycles of ``python -m psa train``, and a full disk that is one."""
+
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+from kills import EVERY, assert_as_if_nothing_happened, draw_delay, finish, go_on_and_kill, start_command, uninterrupted
+
+from psa.runs import RunDirectory, load_tensors
+
+STEPS = 600
+KILLS = 20
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_cost_at_most_the_interval_and_change_nothing(tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    rng, run = random.Random(seed), RunDirectory(tmp_path / "killed")
+    whole = uninterrupted(start_command, tmp_path / "whole", STEPS)
+    print(f"{STEPS} steps, a checkpoint every {EVERY}; delays from seed {seed}")
+    print(f"uninterrupted: {whole.training:.2f} s of training, {whole.ending:.2f} s of evaluation, page and prior")
+    print("kill  seconds  reached  state  weights  half written")
+    kills = []
+    while len(kills) < KILLS:
+        kill = go_on_and_kill(start_command, run.path, STEPS, draw_delay(rng, run, whole, STEPS, KILLS))
+        if kill is None:  # it was faster than the whole one
+            (run.path / "report.html").unlink()
+            continue
+        kills.append(kill)
+        words = ", ".join(kill.cut)
+        print(f"{len(kills):4} {kill.delay:8.3f} {kill.reached:8} {kill.kept!s:>6} {kill.shown!s:>8}  {words}")
+        assert kill.reached - (kill.kept or 0) <= EVERY
+        assert kill.shown is None or kill.kept - EVERY <= kill.shown <= kill.kept
+    reached = [kill.reached for kill in kills]
+    assert reached == sorted(reached)
+    finish(start_command, run.path, STEPS)
+    assert_as_if_nothing_happened(run, whole.run)
+    print("the weights, the state, the prior, the rows but for seconds, the page but for its date: the same bytes")
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 300 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here; tests/cli/test_survival.py has a limit on files")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_keeps_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(small_disk, tmp_path):
+    settings = tiny.options([*tiny.SETTINGS, *tiny.SPRITES, "training.steps=400", "training.evaluate_every=1"])
+    elsewhere = tmp_path / "whole"
+    whole, run = RunDirectory(elsewhere), RunDirectory(small_disk / "run")
+    assert subprocess_of("train", "--out", elsewhere, *settings)[0] == 0
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(300_000 - 3 * whole.state.stat().st_size - whole.metrics.stat().st_size // 2))
+    code, said = subprocess_of("train", "--out", run.path, *settings)
+    print(f"exit code {code}: {said}")
+    assert code == 1
+    assert "cannot be written" in said
+    assert "No space left on device" in said
+    assert f"psa train --resume --out {run.path}" in said
+    step = load_tensors(run.state)[1]["step"]
+    assert step > 0
+    assert load_tensors(run.checkpoint)[1]["step"] in (step, step - 10)
+    print(f"the checkpoint of step {step} is whole; free: {shutil.disk_usage(small_disk).free} bytes")
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    assert subprocess_of("train", "--resume", "--out", run.path)[0] == 0
+    assert_as_if_nothing_happened(run, whole)
+    print("with room again it ends in the same bytes")
+
+
+def subprocess_of(*arguments: object) -> tuple[int, str]:
+    """Exit code and last line of standard error."""
+    process = start_command(*arguments, told=True)
+    _, told = process.communicate()
+    return process.returncode, told.decode().rstrip().splitlines()[-1]

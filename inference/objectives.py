@@ -34,7 +34,7 @@ def held_out_objective(autoencoder: SlotAutoencoder, images: Float[Tensor, "batc
         value = autoencoder.model.observation(scene).log_prob(images).sum()
         if autoencoder.guide.kl_weight > 0:
             q = autoencoder.guide.slot_distribution(posterior)
-            kl = _kl(q, autoencoder.model.slot_prior)
+            kl = _kl(q, autoencoder.model.trained_prior)
             if active is not None:
                 kl = kl * active
                 value = value + autoencoder.guide.kl_weight * NonEmptySubset(active.shape[1], kl).log_prob(active).sum()

@@ -71,9 +71,7 @@ def test_a_full_disk_ends_training_in_one_line_and_the_run_goes_on_when_there_is
     assert_as_if_nothing_happened(run, trained)
 
 
-@pytest.mark.parametrize(
-    "missing", ["report.html", "prior.safetensors", "figures/scenes.png", "checkpoint.safetensors"]
-)
+@pytest.mark.parametrize("missing", ["report.html", "prior.safetensors"])
 def test_what_is_missing_after_training_is_made_by_resuming(tmp_path, trained, missing):
     run = RunDirectory(tmp_path / "run")
     for name, content in contents(trained.path).items():

@@ -9,9 +9,10 @@ from types import FrameType
 
 import typer
 
+from psa.cli.bars import progress_console, show_long_work
 from psa.cli.bench import bench
 from psa.cli.check import check
-from psa.cli.common import print_json, progress_console
+from psa.cli.common import print_json
 from psa.cli.compare import compare
 from psa.cli.data import data
 from psa.cli.demo import demo
@@ -24,6 +25,7 @@ from psa.cli.slots import slots
 from psa.cli.train import train
 from psa.errors import PsaError, Stopped, TrainingFailed
 from psa.files import NO_ROOM
+from psa.progress import watching
 
 app = typer.Typer(
     name="psa",
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     message = "interrupted"  # Ctrl-C outside training: typer returns 130 and no exception
     try:
-        with _sigterm_as_ctrl_c():
+        with _sigterm_as_ctrl_c(), watching(show_long_work):
             code = app(args=given, prog_name="psa", standalone_mode=False) or DONE
     except PsaError as error:
         code, message = BAD_INPUT, str(error)

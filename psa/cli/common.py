@@ -10,12 +10,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from psa.cli.bars import Bar, progress_console
 from psa.errors import ConfigError
 
-progress_console = Console(stderr=True)
 result_console = Console()
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
@@ -30,16 +29,9 @@ VariantOption = Annotated[
 ]
 
 
-def progress_bar() -> Progress:
+def progress_bar() -> Bar:
     """A bar on standard error, shown within ``with``: description, steps, time left, and a line of figures."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    return Progress(*columns, console=progress_console, refresh_per_second=4)
+    return Bar()
 
 
 def figures(row: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ from psa.data.json_files import read_json, take
 from psa.data.pictures import PictureScenes, list_pictures
 from psa.data.prepare import Preparation
 from psa.errors import DataError
+from psa.progress import watched
 
 CODES = ObjectCodes(
     {
@@ -69,7 +70,7 @@ def _read_scenes(path: Path) -> dict[str, tuple[object, str]]:
     if path.name == "CLEVR_test_scenes.json" and not path.exists():
         return {}
     found: dict[str, tuple[object, str]] = {}
-    for i, scene in enumerate(take(read_json(path), "scenes", list, str(path))):
+    for i, scene in enumerate(watched(take(read_json(path), "scenes", list, str(path)), f"opening {path.name}")):
         source = f"{path}: scene {i}"
         name = take(scene, "image_filename", str, source)
         found[name] = ({"objects": scene.get("objects")}, source)  # without their relations, most of the file

@@ -16,6 +16,7 @@ from psa.data.json_files import read_json, take
 from psa.data.pictures import PictureScenes, listed
 from psa.data.prepare import Preparation
 from psa.errors import DataError
+from psa.progress import watched
 
 PICTURE = re.compile(r"CLEVRTEX_(full|pbg|vbg|grassbg|camo|outd)_(\d{6})\.png")
 CHUNK = re.compile(r"\d+")
@@ -71,7 +72,8 @@ def _chunks(root: Path) -> list[Path]:
 def _find_pictures(root: Path) -> tuple[str, list[Path]]:
     """The variant and its pictures by number."""
     found: dict[tuple[str, int], Path] = {}
-    for path in (path for folder in _chunks(root) for path in listed(folder)):
+    folders = watched(_chunks(root), f"opening {root.name}, folders")
+    for path in (path for folder in folders for path in listed(folder)):
         name = PICTURE.fullmatch(path.name)
         if name is None:
             continue

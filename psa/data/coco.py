@@ -17,6 +17,7 @@ from psa.data.pictures import PictureScenes
 from psa.data.prepare import Preparation
 from psa.data.splits import hold_out
 from psa.errors import DataError
+from psa.progress import watched
 
 MASKS = ("instance", "class")
 KEPT = ("category_id", "segmentation", "iscrowd")  # of an annotation; the files are large
@@ -133,12 +134,13 @@ def _read_annotations(path: Path, folder: Path) -> tuple[dict[int, int], list[st
         source = f"{path}: category {i}"
         categories[take(record, "id", int, source)] = take(record, "name", str, source)[:40]
     pictures = {}
-    for i, record in enumerate(take(data, "images", list, str(path))):
+    for i, record in enumerate(watched(take(data, "images", list, str(path)), f"opening {path.name}, images")):
         source = f"{path}: image {i}"
         pictures[take(record, "id", int, source)] = _picture(record, folder, source)
     if not pictures:
         raise DataError(f"{path}: expected images, found none")
-    for i, record in enumerate(take(data, "annotations", list, str(path))):
+    annotations = take(data, "annotations", list, str(path))
+    for i, record in enumerate(watched(annotations, f"opening {path.name}, annotations")):
         source = f"{path}: annotation {i}"
         image = take(record, "image_id", int, source)
         if image not in pictures:

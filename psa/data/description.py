@@ -11,6 +11,8 @@ from einops import rearrange
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
+from psa.progress import watched
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -78,7 +80,7 @@ class MapDataset(ABC, Generic[Item]):
 
     def __getitems__(self, indices: Iterable[SupportsIndex]) -> list[Item]:
         """Several items at once, in the order asked for; torch's DataLoader calls this where it exists."""
-        return [self[index] for index in indices]
+        return [self[index] for index in watched(indices, f"reading {self.info.name}")]
 
 
 class SceneDataset(MapDataset[Scene]):

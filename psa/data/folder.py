@@ -16,6 +16,7 @@ from psa.data.pictures import PictureScenes, list_pictures, require_size
 from psa.data.prepare import Preparation
 from psa.data.splits import split_indices
 from psa.errors import DataError
+from psa.progress import watched
 
 MASK_SUFFIXES = (".png",)
 
@@ -47,7 +48,7 @@ class FolderScenes(PictureScenes):
             background_labels=(0,) if self._items[0].mask else (),
             num_slots=None,
         )
-        for position, item in enumerate(self._items):
+        for position, item in enumerate(watched(self._items, f"opening {root.name}")):
             self._require_common(position, _item_size(item))
 
     def _labels(self, position: int) -> tuple[str, Int64[np.ndarray, "height width"]] | None:

@@ -12,6 +12,7 @@ from psa.data.options import require_integer
 from psa.data.prepare import Preparation
 from psa.data.sprites import BLOCK, SPLIT_CODES
 from psa.errors import ConfigError
+from psa.progress import watched
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class GeneratedScenes(SceneDataset):
         require_integer("seed", seed, 0)
         self._source = f"{described.name}(seed={seed}, split={split})"
         self._preparation = preparation or Preparation()
-        seeds = ([seed, SPLIT_CODES[split], block] for block in range(-(-num_scenes // BLOCK)))
+        numbers = watched(range(-(-num_scenes // BLOCK)), f"making {described.name}, blocks of {BLOCK}")
+        seeds = ([seed, SPLIT_CODES[split], block] for block in numbers)
         blocks = [draw(np.random.default_rng(np.random.SeedSequence(words))) for words in seeds]
         self.images = np.concatenate([block.images for block in blocks])[:num_scenes]
         self.masks = np.concatenate([block.masks for block in blocks])[:num_scenes]

@@ -20,6 +20,7 @@ from psa.data.labels import require_labels
 from psa.data.prepare import Preparation
 from psa.data.splits import split_indices
 from psa.errors import DataError
+from psa.progress import watched
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 CHUNK_CACHE_BYTES = 1 << 26
@@ -86,7 +87,7 @@ class Hdf5Scenes(SceneDataset):
         """
         rows = np.array([int(index) for index in indices], dtype=np.int64)
         unique, position = np.unique(rows, return_inverse=True)
-        scenes = [self[int(index)] for index in unique]
+        scenes = [self[index] for index in watched(unique.tolist(), f"reading {self.info.name}")]
         return [scenes[i] for i in position]
 
     def source(self, index: SupportsIndex) -> str:

@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from psa.errors import DataError
+from psa.progress import long_work
 
+SLOW_BYTES = 1 << 26  # what takes some seconds to read
 MAX_NUMBER = 1e15  # integers to here are exact as floats
 Kind = TypeVar("Kind", dict, list, str, int)
 
@@ -20,7 +22,8 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: A file that cannot be read, is no JSON, or holds something else.
     """
     try:
-        value = json.loads(path.read_bytes())
+        with long_work(f"reading {path.name}", at_once=path.stat().st_size > SLOW_BYTES):
+            value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(f"{path}: expected a readable JSON file, got {reason}") from error

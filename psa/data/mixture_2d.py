@@ -17,6 +17,7 @@ from psa.data.description import DatasetInfo, Points, PointsDataset
 from psa.data.options import require_integer
 from psa.data.sprites import BLOCK, SPLIT_CODES
 from psa.errors import ConfigError
+from psa.progress import watched
 
 NAME = "mixture-2d"
 MAX_TYPES = 8  # of which a draw in the square is far enough apart once in some thousands
@@ -135,7 +136,7 @@ class Mixture2d(PointsDataset):
         loc = draw_types(options, _stream(seed, TYPES_STREAM))
         blocks = [
             draw_images(loc, options, BLOCK, _stream(seed, SPLIT_CODES[split], block))
-            for block in range(-(-num_scenes // BLOCK))
+            for block in watched(range(-(-num_scenes // BLOCK)), f"making {NAME}, blocks of {BLOCK}")
         ]
         tokens, labels, which = (
             torch.cat([getattr(b, name) for b in blocks]) for name in ("tokens", "labels", "which")

@@ -7,9 +7,10 @@ says where), once for each file while it does not change. Either is read once, t
 import struct
 import tempfile
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from psa.data.npy_arrays import read_header
 from psa.errors import DataError
+from psa.progress import watched
 
 MAX_UNPACKED_BYTES = 1 << 34
 COPIED_BYTES = 1 << 20
@@ -61,14 +63,15 @@ def _map_array(path: Path, name: str, mtime_ns: int, size: int) -> NDArray[Any]:
         if member.file_size > MAX_UNPACKED_BYTES:
             raise DataError(f"{source}: expected at most {MAX_UNPACKED_BYTES} bytes, got {member.file_size}")
         with archive.open(member) as stream:  # reading it to its end checks its sum
+            count = -(-member.file_size // COPIED_BYTES)
+            read = iter(partial(stream.read, COPIED_BYTES), b"")
+            chunks = watched(read, f"opening {path.name}, MiB of {name}", count)
             if member.compress_type == zipfile.ZIP_STORED:
-                while stream.read(COPIED_BYTES):
-                    pass
+                deque(chunks, maxlen=0)
                 with open(path, "rb") as file:
                     return _map_from(file, _data_offset(file, member), member.file_size, source)
             with tempfile.TemporaryFile() as file:
-                while chunk := stream.read(COPIED_BYTES):
-                    file.write(chunk)
+                file.writelines(chunks)
                 file.flush()
                 return _map_from(file, 0, member.file_size, source)
 

@@ -11,6 +11,7 @@ from psa.data.name_lists import read_names
 from psa.data.pictures import PictureScenes, listed
 from psa.data.prepare import Preparation
 from psa.errors import DataError
+from psa.progress import watched
 
 LISTS = {"train": "train.txt", "val": "eval.txt", "test": "test.txt"}
 LEVEL = 32  # of gray, from one label to the next
@@ -38,7 +39,11 @@ class ShapeStacksScenes(PictureScenes):
         root = Path(path)
         lists = [root / "splits" / "default" / name for key, name in LISTS.items() if split in (key, "all")]
         recordings = dict.fromkeys(name for file in lists for name in read_names(file))
-        pictures = [picture for name in recordings for picture in _pictures(root / "recordings" / name)]
+        pictures = [
+            picture
+            for name in watched(recordings, f"opening {root.name}, recordings")
+            for picture in _pictures(root / "recordings" / name)
+        ]
         super().__init__(
             pictures,
             preparation,

@@ -15,6 +15,7 @@ from psa.data.description import DatasetInfo, Scene, SceneDataset
 from psa.data.options import require_choice, require_integer, require_share
 from psa.data.sprite_raster import SHAPES, Objects, rasterise
 from psa.errors import ConfigError
+from psa.progress import watched
 
 # hues in turns
 PALETTE = {"red": 0 / 6, "green": 2 / 6, "blue": 4 / 6, "yellow": 1 / 6, "magenta": 5 / 6, "cyan": 3 / 6}
@@ -73,7 +74,8 @@ class Sprites(SceneDataset):
         require_integer("seed", seed, 0)
         self._source = f"sprites(seed={seed}, split={split})"
         self.info = DatasetInfo("scenes", "sprites", (options.size, options.size), (0,), options.max_objects + 1)
-        seeds = ([seed, SPLIT_CODES[split], block] for block in range(-(-num_scenes // BLOCK)))
+        numbers = watched(range(-(-num_scenes // BLOCK)), f"making sprites, blocks of {BLOCK}")
+        seeds = ([seed, SPLIT_CODES[split], block] for block in numbers)
         blocks = [_draw_block(np.random.default_rng(np.random.SeedSequence(words)), options) for words in seeds]
         images, masks, factors = zip(*blocks, strict=True)
         self.images = np.concatenate(images)[:num_scenes]

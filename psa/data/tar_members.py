@@ -11,6 +11,7 @@ from pathlib import Path
 
 from psa.data.record_framing import GZIP_MAGIC
 from psa.errors import DataError
+from psa.progress import watched
 
 BLOCK = 512
 END = bytes(BLOCK)
@@ -52,7 +53,7 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> list[M
         with open(path, "rb") as file:
             if file.read(len(GZIP_MAGIC)) == GZIP_MAGIC:
                 raise DataError(f"{path}: expected a tar file that is not compressed, got GZIP; unpack it with gunzip")
-            return list(_members(file, path, max_member_bytes))
+            return list(watched(_members(file, path, max_member_bytes), f"opening {path.name}, members"))
     except OSError as error:
         raise DataError(f"{path}: expected a readable tar file, got {error.strerror or error}") from error
 

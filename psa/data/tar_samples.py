@@ -14,6 +14,7 @@ from psa.data.npy_arrays import array_from
 from psa.data.splits import split_indices
 from psa.data.tar_members import MAX_MEMBER_BYTES, Member, read_members
 from psa.errors import DataError
+from psa.progress import watched
 
 TAR_SUFFIX = ".tar"
 
@@ -91,7 +92,8 @@ def split_folders(root: Path) -> dict[str, list[Path]]:
 
 
 def _read_all(shards: Sequence[Path], root: Path) -> list[Sample]:
-    samples = [sample for shard in shards for sample in _read_samples(shard)]
+    found = watched(shards, f"opening {root.name}, shards")
+    samples = [sample for shard in found for sample in _read_samples(shard)]
     if not samples:
         raise DataError(f"{root}: expected members such as KEY.image.npy.gz, found none")
     return samples

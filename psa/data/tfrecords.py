@@ -6,14 +6,16 @@ from typing import SupportsIndex
 import numpy as np
 
 from psa.data.description import DatasetInfo, Scene, SceneDataset
+from psa.data.gzip_streams import MAX_STATES
 from psa.data.prepare import Preparation
-from psa.data.record_framing import RecordFile
+from psa.data.record_framing import Limits, RecordFile, open_records
 from psa.data.splits import split_indices
 from psa.data.tf_examples import parse_example
 from psa.data.tfrecord_layouts import recognise, to_scene
 from psa.errors import DataError
 
 TFRECORD_SUFFIXES = (".tfrecord", ".tfrecords")
+FEWEST_STATES = 8  # of a GZIP file in a folder of many; together they keep about as many as one file
 
 
 class TfrecordScenes(SceneDataset):
@@ -26,7 +28,9 @@ class TfrecordScenes(SceneDataset):
     def __init__(self, path: str | Path, split: str = "train", preparation: Preparation | None = None) -> None:
         path = Path(path)
         self._preparation = preparation or Preparation()
-        self._files = [RecordFile(file) for file in find_shards(path) or [path]]
+        shards = find_shards(path) or [path]
+        limits = Limits(states=max(FEWEST_STATES, MAX_STATES // len(shards)))
+        self._files = [open_records(shard, limits) for shard in shards]
         self._starts = np.cumsum([0, *map(len, self._files)])
         self._rows = split_indices(int(self._starts[-1]), split, str(path))
         self._layout = recognise(read_features(self._files[0], 0), self._files[0].source(0))

@@ -1,5 +1,8 @@
 import gzip
+import itertools
+import pickle
 import struct
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +11,13 @@ import tiny
 from command_line import assert_says_one_line, run
 from fuzzing import fuzz
 from tfrecord_bytes import LAYOUTS, bitwise_crc32c, crc32c, example, framed, masked, record, write
+from torch.utils.data import DataLoader
 
-from psa.data import FolderScenes, Preparation, Scene, TfrecordScenes, open_dataset
-from psa.data.record_framing import RecordFile
+from psa.data import Conversion, FolderScenes, Preparation, Scene, TfrecordScenes, convert, gzip_streams, open_dataset
+from psa.data.gzip_streams import GzipStream
+from psa.data.record_framing import Limits, RecordFile
 from psa.errors import DataError
+from psa.progress import watching
 
 
 def changed(**changes: object) -> bytes:
@@ -131,6 +137,78 @@ def test_records_are_read_by_number_in_any_order_and_splits_are_disjoint_and_cov
     assert sorted(sources) == sorted(f"{path}[{i}]" for i in range(12))
 
 
+@pytest.fixture
+def near_states(monkeypatch):
+    """A state of a GZIP file at every record or two."""
+    monkeypatch.setattr(gzip_streams, "LEAST_SPACING", 30_000)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_worker_processes_read_the_same_scenes(tmp_path, payloads, packed, near_states):
+    dataset = TfrecordScenes(write(tmp_path / "a.tfrecords", *payloads, packed=packed), "all")
+    order = np.random.default_rng(0).permutation(12).tolist()
+    loader = DataLoader(dataset, batch_size=None, sampler=order, num_workers=2, multiprocessing_context="fork")
+    for index, scene in zip(order, loader, strict=True):
+        assert same(scene, dataset[index])
+
+
+def test_a_pickled_data_set_reads_the_same_as_where_processes_are_spawned(tmp_path, payloads, near_states):
+    path = write(tmp_path / "a.tfrecords", *payloads, packed=True)
+    dataset = TfrecordScenes(path, "all")
+    copy = pickle.loads(pickle.dumps(dataset))
+    for index in (11, 2, 7, 8):
+        assert same(copy[index], dataset[index])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_records_of_a_file_are_found_once_for_its_splits_and_anew_when_it_changes(
+    tmp_path, payloads, packed, monkeypatch
+):
+    found = []
+    find = RecordFile._find_bounds
+    monkeypatch.setattr(RecordFile, "_find_bounds", lambda file, *rest: (found.append(file.path), find(file, *rest)))
+    path = write(tmp_path / "a.tfrecords", *payloads[:5], packed=packed)
+    splits = [TfrecordScenes(path, split) for split in ("train", "val", "test")]
+    assert found == [path]
+    write(path, *payloads, packed=packed)
+    assert len(TfrecordScenes(path, "all")) == 12
+    assert found == [path, path]
+    assert sum(map(len, splits)) == 5
+
+
+def test_a_gzip_file_is_converted_in_one_pass_a_split(tmp_path, payloads, monkeypatch, near_states):
+    """Reading never goes back but to the first record, which tells the layout, and to a split's first scene."""
+    path = write(tmp_path / "a.tfrecords", *payloads, packed=True)
+    begins = []
+    go_on = GzipStream._go_on_from
+    monkeypatch.setattr(GzipStream, "_go_on_from", lambda s, place: (begins.append(place.unpacked), go_on(s, place))[1])
+    convert(Conversion(str(path), ("all",)), tmp_path / "a.h5")
+    # Once for each stream that is opened, and once more where it does not stand before what is asked for.
+    backwards = [b for a, b in itertools.pairwise(begins) if b < a]
+    assert len(backwards) <= 2
+    assert len(begins) <= 2 + 2 * len(backwards) + len(payloads)
+
+
+def test_opening_tells_how_far_it_is(tmp_path, payloads):
+    told = []
+
+    @contextmanager
+    def watcher(what, total, at_once):
+        told.append((what, total))
+        yield told.append
+
+    for packed in (False, True):
+        path = write(tmp_path / "a.tfrecords", *payloads, packed=packed)
+        told.clear()
+        with watching(watcher):
+            RecordFile(path)
+        size = path.stat().st_size
+        assert told[0] == ("opening a.tfrecords", size)
+        assert len(told) == 13
+        assert told[1:] == sorted(told[1:])
+        assert told[-1] == size
+
+
 def test_a_folder_of_shards_is_read_in_the_order_of_names(tmp_path, payloads):
     folder = tmp_path / "shards"
     folder.mkdir()
@@ -232,7 +310,7 @@ def test_a_file_that_is_truncated_anywhere_but_between_records_is_refused(tmp_pa
     packed = gzip.compress(data)
     for kept in (3, 40, len(packed) // 2, len(packed) - 1):
         path.write_bytes(packed[:kept])
-        with pytest.raises(DataError, match=r"a\.tfrecords: expected a readable TFRecord file, got EOFError: "):
+        with pytest.raises(DataError, match=r"a\.tfrecords\[[01]\]: expected a readable TFRecord file, got EOFError: "):
             TfrecordScenes(path, "all")
 
 
@@ -243,14 +321,17 @@ def test_lengths_and_sizes_above_the_limits_are_refused(tmp_path, payloads):
     with pytest.raises(DataError, match=rf"\[1\]: expected a record of at most {1 << 24} bytes, got {1 << 60}$"):
         TfrecordScenes(path)
     longest = len(payloads[0])
-    assert RecordFile(write(path, payloads[0]), max_record_bytes=longest)[0] == payloads[0]
+    assert RecordFile(write(path, payloads[0]), Limits(record_bytes=longest))[0] == payloads[0]
     with pytest.raises(DataError, match=rf"\[0\]: expected a record of at most {longest - 1} bytes, got {longest}$"):
-        RecordFile(path, max_record_bytes=longest - 1)
+        RecordFile(path, Limits(record_bytes=longest - 1))
     unpacked = path.stat().st_size
     write(path, payloads[0], packed=True)
-    assert RecordFile(path, max_unpacked_bytes=unpacked)[0] == payloads[0]
+    assert RecordFile(path, Limits(unpacked_bytes=unpacked))[0] == payloads[0]
     with pytest.raises(DataError, match=rf"a\.tfrecords: expected at most {unpacked - 1} bytes when decompressed"):
-        RecordFile(path, max_unpacked_bytes=unpacked - 1)
+        RecordFile(path, Limits(unpacked_bytes=unpacked - 1))
+
+    with pytest.raises(DataError, match=r"a\.tfrecords: expected at most 1 records, got more$"):
+        RecordFile(write(path, *payloads[:2], packed=True), Limits(records=1))
 
 
 def flips(data: bytes, seed: int) -> list[bytes]:

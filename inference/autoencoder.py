@@ -3,19 +3,23 @@
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from psa.data import as_float
 from psa.errors import ConfigError, RunError
+from psa.inference.attention_masks import attention_masks
 from psa.inference.bottleneck import Bottleneck
+from psa.inference.building import build_code, build_encoder, build_scene_model, token_dim
 from psa.inference.config import DecoderConfig, RunConfig, parse_config
-from psa.inference.encoders.cnn import MIN_IMAGE_SIZE, CnnEncoder
+from psa.inference.encoders.cnn import MIN_IMAGE_SIZE
 from psa.inference.guide import SceneGuide
 from psa.inference.relevance import RULES, Relevance
+from psa.inference.roles import SceneRoles, find_roles, roles_of_masks
 from psa.inference.scene_draws import draw_seen_scenes
 from psa.inference.variants import build
-from psa.models.decoders import BroadcastDecoder, JointDecoder, PatchDecoder
+from psa.models.decoders import JointDecoder
+from psa.models.decoders.code import CodeTransformerDecoder
 from psa.models.scene import SceneModel
 from psa.models.scene_prior import NO_COMPONENT, ScenePrior, SlotDraw
 from psa.records import DecodedScene, SlotPosterior
@@ -76,14 +80,53 @@ class SlotAutoencoder(nn.Module):
     def encode(self, images: Tensor) -> tuple[SlotPosterior, Tensor, Tensor]:
         """The posterior, the slots (B, K, D) that are decoded (read-outs, no draw), and the masks (B, K, H, W).
 
-        Slots that the run's rule drops are not decoded; their masks are 0.
+        Masks are of the run's ``mask_kind``. Slots that the run's rule drops are not decoded; their masks are 0.
 
         Args:
             images: (B, H, W, 3) uint8, or (B, 3, H, W) float in [0, 1].
         """
         posterior = self.guide.posterior(self.prepare(images))
         slots = self.guide.inference.slots(posterior)
-        return posterior, slots, self.decode(slots, self.guide.active(posterior)).masks
+        active = self.guide.active(posterior)
+        if self.mask_kind == "attention":
+            return posterior, slots, self.attended(posterior, active)
+        return posterior, slots, self.decode(slots, active).masks
+
+    @property
+    def mask_kind(self) -> str:
+        """Whose masks are the run's own: ``decoder``; or ``attention``, where no slot has a picture of its own."""
+        return "attention" if isinstance(self.model.decoder, CodeTransformerDecoder) else "decoder"
+
+    @property
+    def has_pixel_density(self) -> bool:
+        """Whether p(x | s) is a density of pixels about a differentiable picture, as comparing runs needs."""
+        return type(self.model) is SceneModel
+
+    def labels(
+        self, scene: DecodedScene, masks: Float[Tensor, "batch slots height width"]
+    ) -> Int64[Tensor, "batch height width"]:
+        """The slot that owns each pixel by the run's own masks, given those of :meth:`encode`."""
+        return masks.argmax(1) if self.mask_kind == "attention" else scene.labels
+
+    def attended(
+        self, posterior: SlotPosterior, active: Bool[Tensor, "batch slots"] | None = None
+    ) -> Float[Tensor, "batch slots height width"]:
+        """The slots' attention as masks (B, K, H, W): responsibilities, interpolated; those of dropped slots are 0."""
+        masks = attention_masks(self.guide.encoder, posterior, self.size)
+        if masks is None:
+            raise ValueError("encoder must make a grid of tokens for masks of the attention, got one that makes none")
+        if active is None:
+            return masks
+        kept = (masks + torch.finfo(masks.dtype).tiny) * active[:, :, None, None]
+        return kept / kept.sum(1, keepdim=True)
+
+    @torch.no_grad()
+    def roles(self, posterior: SlotPosterior, slots: Float[Tensor, "batch slots features"]) -> SceneRoles:
+        """What each slot of an image is: by its picture, or where slots have none, by the attention's masks."""
+        active = self.guide.active(posterior)
+        if self.mask_kind == "attention":
+            return roles_of_masks(self.attended(posterior, active))
+        return find_roles(self.decode(slots, active))
 
     @torch.no_grad()
     def decode(
@@ -99,10 +142,19 @@ class SlotAutoencoder(nn.Module):
         return self.model.decoder(slots) if active is None else self.model.decoder(slots, active)
 
     @torch.no_grad()
+    def realise(self, draw: SlotDraw, generator: torch.Generator | None = None) -> DecodedScene:
+        """Pictures and masks of drawn slots; where a picture consists of words, these are drawn too."""
+        if isinstance(self.model.decoder, CodeTransformerDecoder):
+            return self.model.decoder.draw(draw.slots, draw.active, generator)
+        return self.decode(draw.slots, draw.active)
+
+    @torch.no_grad()
     def sample(
         self, n: int, scheme: str = "independent", temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch slots features"]]:
         """n new scenes (n, 3, H, W), the mean pictures of slots drawn from the prior, and these slots (n, K, D).
+
+        Where a picture consists of words, they are drawn given the slots.
 
         Args:
             n: Scenes.
@@ -117,7 +169,7 @@ class SlotAutoencoder(nn.Module):
             ConfigError: If the scheme needs a picture of each slot, and the decoder is joint.
         """
         draw = self.draw(n, scheme, temperature, generator)
-        return self.decode(draw.slots, draw.active).mean.clamp(0.0, 1.0), draw.slots
+        return self.realise(draw, generator).mean.clamp(0.0, 1.0), draw.slots
 
     @torch.no_grad()
     def draw(
@@ -129,6 +181,8 @@ class SlotAutoencoder(nn.Module):
         if scheme == "scene" and isinstance(self.model.decoder, JointDecoder):
             raise ConfigError("scheme scene: expected a decoder that paints each slot, got joint (use independent)")
         if self.scene_prior is not None:
+            if scheme == "scene" and self.mask_kind == "attention":
+                return self.scene_prior.draw_scenes(n, generator, temperature)
             if scheme == "scene":
                 return draw_seen_scenes(self.decode, self.scene_prior, n, generator, temperature)
             return self.scene_prior.draw_independent(n, generator, temperature)
@@ -150,35 +204,28 @@ def build_autoencoder(config: RunConfig, size: tuple[int, int]) -> SlotAutoencod
             f"images of {size[0]} x {size[1]}: the encoder needs {MIN_IMAGE_SIZE} pixels a side or more (set data.size)"
         )
     slots, decoder, objective = config.slots, config.decoder, config.objective
-    token_dim = config.encoder.token_dim or slots.slot_dim
     if slots.overrides.get("initialiser") == "given":
         raise ConfigError("slots.overrides.initialiser: 'given' has no start of its own, and a scene model needs one")
     try:
         inference = build(
             slots.variant,
             num_slots=slots.num_slots,
-            input_dim=token_dim,
+            input_dim=token_dim(config),
             slot_dim=slots.slot_dim,
             num_iterations=slots.num_iterations,
             **slots.overrides,
         )
-        encoder = CnnEncoder(**config.encoder.model_dump(exclude={"token_dim"}), token_dim=token_dim)
-        painter: nn.Module
-        if decoder.kind == "broadcast":
-            painter = BroadcastDecoder(slots.slot_dim, size, decoder.hidden_dim, decoder.num_upsamplings)
-        else:
-            kind = PatchDecoder if decoder.kind == "patch" else JointDecoder
-            painter = kind(slots.slot_dim, size, decoder.hidden_dim, decoder.num_layers, decoder.patch)
-        model = SceneModel(
-            painter,
-            slots.num_slots,
-            slots.slot_dim,
-            objective.likelihood,
-            objective.sigma,
+        code = build_code(config, size) if config.encoder.kind == "words" else None
+        encoder = build_encoder(config, code)
+        model = build_scene_model(config, size)
+        guide = SceneGuide(
+            encoder,
+            inference,
+            objective.sample,
             objective.kl_weight,
-            drops_slots=decoder.relevance != "none",
+            _relevance(decoder, model),
+            code or build_code(config, size),
         )
-        guide = SceneGuide(encoder, inference, objective.sample, objective.kl_weight, _relevance(decoder, model))
         if objective.prior == "aggregate":
             if objective.kl_weight == 0:
                 raise ValueError(

@@ -43,8 +43,9 @@ class DataConfig(Section):
 
 
 class EncoderConfig(Section):
-    """``encoder``: the CNN."""
+    """``encoder``: the CNN, or the words of the discrete VAE (SLATE), of which only the width and token_dim count."""
 
+    kind: Literal["cnn", "words"] = "cnn"
     channels: int = Field(default=32, ge=1)
     num_layers: int = Field(default=4, ge=1)
     stride: int = Field(default=2, ge=1)
@@ -61,13 +62,27 @@ class SlotsConfig(Section):
     overrides: dict[str, str | bool | int | float] = Field(default_factory=dict)
 
 
-class DecoderConfig(Section):
-    """``decoder``: patch (an MLP per position), broadcast (transposed convolutions) or joint (not additive)."""
+class CodeConfig(Section):
+    """``code``: the discrete VAE of the transformer decoder; a word stands for decoder.patch pixels a side."""
 
-    kind: Literal["patch", "broadcast", "joint"] = "patch"
+    vocabulary: int = Field(default=64, ge=2)
+    channels: int = Field(default=32, ge=1, description="width of its convolutions")
+    kernel: int = Field(default=1, ge=1, description="of its encoder, odd: 1 is SLATE's, 3 BO-QSA's")
+    draw: Literal["relaxed", "straight-through"] = Field(default="relaxed", description="of the words in training")
+    temperature_start: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature_end: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    anneal_share: float = Field(default=0.5, gt=0, le=1, description="share of training that cools, by half a cosine")
+
+
+class DecoderConfig(Section):
+    """``decoder``: patch (an MLP per position), broadcast, joint (not additive) or transformer (words of a code)."""
+
+    kind: Literal["patch", "broadcast", "joint", "transformer"] = "patch"
     hidden_dim: int = Field(default=64, ge=1)
-    num_layers: int = Field(default=3, ge=1, description="hidden layers of patch, convolutions of joint")
-    patch: int = Field(default=4, ge=1, description="pixels a side that a position of patch or joint emits")
+    num_layers: int = Field(default=3, ge=1, description="hidden layers, convolutions of joint, transformer layers")
+    patch: int = Field(default=4, ge=1, description="pixels a side of what a position emits; not of broadcast")
+    num_heads: int = Field(default=4, ge=1, description="of the transformer's attentions")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the transformer, in training")
     num_upsamplings: int = Field(default=2, ge=0, description="stride-2 layers of the broadcast decoder")
     relevance: Literal["none", "weights", "occupancy", "information"] = Field(
         default="none", description="the rule for slots that are not decoded"
@@ -132,6 +147,7 @@ class RunConfig(Section):
     encoder: EncoderConfig = EncoderConfig()
     slots: SlotsConfig = SlotsConfig()
     decoder: DecoderConfig = DecoderConfig()
+    code: CodeConfig = CodeConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     bottleneck: BottleneckConfig = BottleneckConfig()
     training: TrainingConfig = TrainingConfig()

@@ -120,6 +120,11 @@ def diagnose_run(
         PsaError: If the training images are needed and cannot be read, or the decoder has an operation that torch
             cannot differentiate forward.
     """
+    if not autoencoder.has_pixel_density:
+        raise RunError(
+            "decoder: expected one whose picture is a differentiable function of the slots, "
+            f"got {autoencoder.config.decoder.kind}, which decodes one position after the other"
+        )
     generator = torch.Generator().manual_seed(seed)
     subject = subject_of(autoencoder, images, _aggregate(autoencoder, seed), generator)
     try:  # one direction, before the minute that the rest takes

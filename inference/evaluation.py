@@ -12,6 +12,7 @@ from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.failures import Health, diagnose
 from psa.inference.images import ImageSet
 from psa.inference.objectives import held_out_objective
+from psa.inference.word_figures import WordCounts, WordFigures
 from psa.metrics import (
     BASELINES,
     MaskScores,
@@ -49,6 +50,8 @@ class Evaluation:
         true_labels: What the other labels stand for, ``instance`` or ``class``; None without true masks.
         description: What the objective was: without KL or sampling, the figure is no bound on log p(x).
         share_not_decoded: Of the slots, in [0, 1); None where no rule drops any.
+        mask_kind: The masks that the segmentation is of: ``decoder``, or ``attention`` where slots have no pictures.
+        words: How well slots tell the words of the images; None where the decoder has no words.
     """
 
     segmentation: SegmentationSummary | None
@@ -63,6 +66,8 @@ class Evaluation:
     masks: Mapping[str, MaskSummary] | None = None
     background: tuple[int, ...] | None = None
     true_labels: str | None = None
+    mask_kind: str = "decoder"
+    words: WordFigures | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain values, the main figure first."""
@@ -78,6 +83,8 @@ def describe_objective(autoencoder: SlotAutoencoder) -> str:
     weights = {name: getattr(autoencoder.config.bottleneck, name) for name in ("covariance", "variance", "cosine")}
     added = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
     notes += f"; training added losses on slots ({added}), which are no part of the figure" if added else ""
+    if autoencoder.guide.code is not None:
+        notes += "; the words' entropy is left out, so it is no bound"
     if objective.kl_weight == 0:
         drawn = "slots drawn from q" if objective.sample else "slots a point, not drawn"
         words = f"trained without the KL term ({drawn}): the objective is a conditional likelihood, not evidence"
@@ -100,26 +107,30 @@ def evaluate(
     num_slots = autoencoder.model.num_slots
     labels, errors, reconstructions, objectives, decoded = [], [], [], [], []
     scores: dict[str, list[MaskScores]] = {}
+    words = None if autoencoder.guide.code is None else WordCounts(autoencoder)
     for start in range(0, len(images), CHUNK):
         batch = images.batch(slice(start, start + CHUNK)).to(autoencoder.model.prior_loc)
-        posterior, slots, _ = autoencoder.encode(batch)
+        posterior, slots, masks = autoencoder.encode(batch)
         active = autoencoder.guide.active(posterior)
         scene = autoencoder.decode(slots, active)
         if active is not None:
             decoded.append(active.cpu())
-        labels.append(scene.labels.cpu())
+        if words is not None:
+            words.add(batch, slots, active)
+        labels.append(autoencoder.labels(scene, masks).cpu())
         reconstructions.append(scene.mean.cpu())
         errors.append(mean_squared_error(scene.mean, batch).cpu())
         objectives.append(held_out_objective(autoencoder, batch) * len(batch))
         if images.masks is not None:
-            for kind, masks in mask_kinds(autoencoder, posterior, scene).items():
-                scores.setdefault(kind, []).append(_scores(masks, images, slice(start, start + CHUNK)))
+            kinds = mask_kinds(autoencoder, posterior, scene) | {autoencoder.mask_kind: masks}
+            for kind, found in kinds.items():
+                scores.setdefault(kind, []).append(_scores(found, images, slice(start, start + CHUNK)))
         if progress is not None:
             progress(min(start + CHUNK, len(images)))
     all_labels = torch.cat(labels)
     used = slots_in_use(all_labels, num_slots)
     return Evaluation(
-        segmentation=summarise([batch.images for batch in scores["decoder"]]) if scores else None,
+        segmentation=summarise([batch.images for batch in scores[autoencoder.mask_kind]]) if scores else None,
         mse=float(torch.cat(errors).mean()),
         objective=sum(objectives) / len(images),
         slots_in_use=float(used.double().mean()),
@@ -127,6 +138,8 @@ def evaluate(
         health=diagnose(all_labels, images.batch(slice(None)), torch.cat(reconstructions), num_slots),
         num_images=len(images),
         description=describe_objective(autoencoder),
+        mask_kind=autoencoder.mask_kind,
+        words=None if words is None else words.figures(),
         share_not_decoded=1.0 - float(torch.cat(decoded).double().mean()) if decoded else None,
         **_measured(scores, images),
     )

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from psa.inference.code_guide import CodeGuide
 from psa.inference.keyed_noise import ImageNoise, KeyedNormal
 from psa.inference.readouts import NormalReadout
 from psa.inference.relevance import Relevance
@@ -31,6 +32,7 @@ class SceneGuide(nn.Module):
         sample: Draw slots from q; otherwise decode the read-out itself (a point, without density or KL).
         kl_weight: Weight of the KL, the same as the model's.
         relevance: The rule that says which slots are decoded; None decodes all.
+        code: The part for the words of an image, where the scene program has them.
 
     Raises:
         ValueError: If a KL is asked for without sampling: a point has no density.
@@ -43,12 +45,13 @@ class SceneGuide(nn.Module):
         sample: bool,
         kl_weight: float,
         relevance: Relevance | None = None,
+        code: CodeGuide | None = None,
     ) -> None:
         super().__init__()
         if kl_weight > 0 and not sample:
             raise ValueError("kl_weight above 0 needs objective.sample = true: a point has no density")
         self.encoder, self.inference, self.draws, self.kl_weight = encoder, inference, sample, kl_weight
-        self.relevance, self.progress = relevance, 1.0
+        self.relevance, self.progress, self.code = relevance, 1.0, code
         self.noise: ImageNoise | None = None
         self.log_scale: nn.Parameter | None = None
         if sample and not isinstance(inference.readout, NormalReadout):
@@ -83,8 +86,10 @@ class SceneGuide(nn.Module):
         return normal.to_event(1)
 
     def anneal(self, progress: float) -> None:
-        """Tell the guide which share of training is done, in [0, 1]: ends the noise on queries and starts the rule."""
+        """Tell the guide which share of training is done: ends noise on queries, starts the rule, cools the words."""
         self.inference.anneal(progress)
+        if self.code is not None:
+            self.code.anneal(progress)
         self.progress = progress
 
     def active(self, posterior: SlotPosterior) -> Bool[Tensor, "batch slots"] | None:
@@ -99,12 +104,25 @@ class SceneGuide(nn.Module):
         with torch.no_grad():
             return self.relevance.active(posterior, self.slot_moments(posterior))
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> SlotPosterior:
-        """The Pyro guide; site slot, and before it active where slots are dropped."""
-        posterior = self.posterior(images)
+    def point(
+        self, images: Float[Tensor, "batch channels height width"], posterior: SlotPosterior
+    ) -> dict[str, Tensor]:
+        """The sites' values without noise: slots at their read-outs, which of them are decoded, the likeliest words."""
+        found = {"slot": self.inference.slots(posterior)}
         active = self.active(posterior)
         if active is not None:
-            with pyro.plate("observations", images.shape[0], dim=-1), objective_scope(self.kl_weight):
+            found["active"] = active.to(images)
+        if self.code is not None:
+            found["code"] = self.code.mode(images)
+        return found
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> SlotPosterior:
+        """The Pyro guide; site slot, before it active where slots are dropped, and after it code where there is one."""
+        posterior = self.posterior(images)
+        active = self.active(posterior)
+        observations = pyro.plate("observations", images.shape[0], dim=-1)
+        if active is not None:
+            with observations, objective_scope(self.kl_weight):
                 pyro.sample("active", dist.Delta(active.to(images), event_dim=1))
         with (
             pyro.plate("images", images.shape[0], dim=-2),
@@ -113,4 +131,7 @@ class SceneGuide(nn.Module):
             keeping(active),
         ):
             pyro.sample("slot", self.slot_distribution(posterior))
+        if self.code is not None:
+            with observations:
+                self.code(images, self.noise)
         return posterior

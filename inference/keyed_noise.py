@@ -33,6 +33,7 @@ class Site(IntEnum):
 
     START = 0
     SLOTS = 1
+    WORDS = 2
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,7 @@ class SceneRun:
         @torch.no_grad()
         def draw(count: int) -> Tensor:
             found = slots(count)
-            model = self.autoencoder.model
-            parts = [model.observation(model.decoder(part)).sample() for part in found.flatten(0, 1).split(CHUNK)]
+            parts = [self.autoencoder.model.draw_images(part) for part in found.flatten(0, 1).split(CHUNK)]
             return torch.cat(parts).unflatten(0, found.shape[:2])
 
         return draw

@@ -13,6 +13,7 @@ import psa
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.evaluation import Evaluation
 from psa.inference.images import ImageSet
+from psa.inference.word_figures import WordFigures
 from psa.metrics import SegmentationSummary, foreground_ari
 from psa.report import MetricRow, ReportContent, RunsTable, SceneView, Verdict, decomposition_figure, write_report
 from psa.runs import RunDirectory
@@ -22,6 +23,7 @@ CURVES = {
     "held_out": "held-out loss, nats a dimension",
     "mse": "held-out MSE",
     "foreground_ari": "held-out foreground ARI",
+    "word_cross_entropy": "held-out cross-entropy, nats a word",
     "projection_correlation": "mean squared correlation of the projection",
 }
 # Of psa.metrics.MaskSummary.
@@ -37,6 +39,11 @@ MASK_MEASURES = {
     "precision": "precision",
     "recall": "recall",
 }
+PICTURES = {
+    "decoder": "Masks are the decoder's.",
+    "attention": "Masks are the slots' attention, interpolated; no slot has a picture of its own: each shows the part "
+    "of the reconstruction below its mask.",
+}
 
 
 def scene_views(autoencoder: SlotAutoencoder, images: ImageSet, count: int = 8) -> list[SceneView]:
@@ -46,7 +53,7 @@ def scene_views(autoencoder: SlotAutoencoder, images: ImageSet, count: int = 8) 
     scene = autoencoder.decode(slots, autoencoder.guide.active(posterior))
     score = None
     if images.masks is not None:
-        score = foreground_ari(scene.labels, images.masks[:count], images.background)
+        score = foreground_ari(autoencoder.labels(scene, masks), images.masks[:count], images.background)
 
     def to_bytes(pictures: torch.Tensor) -> np.ndarray:
         return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()
@@ -88,8 +95,14 @@ def metric_rows(evaluation: Evaluation, baselines: Mapping[str, SegmentationSumm
     rows += [
         MetricRow("MSE", evaluation.mse, "reconstruction, image range [0, 1]"),
         MetricRow("held-out objective", evaluation.objective, f"nats a dimension; {evaluation.description}"),
-        MetricRow("slots in use", evaluation.slots_in_use, "mean number of slots that own at least 1 % of the pixels"),
+        MetricRow(
+            "slots in use",
+            evaluation.slots_in_use,
+            f"mean number of slots that own at least 1 % of the pixels; masks of the {evaluation.mask_kind}",
+        ),
     ]
+    if evaluation.words is not None:
+        rows += word_rows(evaluation.words)
     if evaluation.slot_count_error is not None:
         rows.append(
             MetricRow("slot-count error", evaluation.slot_count_error, "against true segments, with background")
@@ -111,6 +124,16 @@ def mask_rows(evaluation: Evaluation) -> list[MetricRow]:
         for kind, summary in (evaluation.masks or {}).items()
         for name, value in asdict(summary).items()
         if value is not None
+    ]
+
+
+def word_rows(words: WordFigures) -> list[MetricRow]:
+    """How well the transformer and the discrete VAE do."""
+    return [
+        MetricRow("word cross-entropy", words.cross_entropy, "nats a word, given slots and the words before"),
+        MetricRow("  unigram entropy", words.unigram_entropy, "the same, knowing the words' frequencies alone"),
+        MetricRow("words in use", words.in_use, "of the vocabulary, in these images"),
+        MetricRow("MSE of the code", words.code_mse, "pictures of the images' own words, image range [0, 1]"),
     ]
 
 
@@ -140,7 +163,8 @@ def write_run_report(
         title=title,
         summary=(
             f"{slots.variant} with {slots.num_slots} slots, {slots.num_iterations} E/M steps an image, "
-            f"{evaluation.description}. Each slot is a component of a Gaussian mixture over the image's tokens; "
+            f"{evaluation.description}. {PICTURES[evaluation.mask_kind]} "
+            "Each slot is a component of a Gaussian mixture over the image's tokens; "
             "its weight is the share of tokens it explains."
         ),
         verdicts=verdicts(evaluation),

@@ -68,9 +68,33 @@ def find_roles(scene: DecodedScene, min_change: float = MIN_CHANGE, min_share: f
     return SceneRoles(background, left & ~is_background)
 
 
+def roles_of_masks(masks: Float[Tensor, "batch slots height width"], min_share: float = MIN_SHARE) -> SceneRoles:
+    """Roles by masks alone, for slots without pictures: the background owns most of the rim, an object enough pixels.
+
+    Args:
+        masks: (B, K, H, W), sums to 1 over K; of the attention, say.
+        min_share: Share of the image that a slot must own to be an object, in (0, 1).
+
+    Raises:
+        ValueError: If min_share is outside (0, 1).
+    """
+    if not 0.0 < min_share < 1.0:
+        raise ValueError(f"min_share must be between 0 and 1, got {min_share}")
+    num_slots = masks.shape[1]
+    owned = torch.nn.functional.one_hot(masks.argmax(1), num_slots).bool().movedim(-1, 1)
+    rim = _rim(owned[0, 0])
+    background = (owned[:, :, rim].sum(2) + masks[:, :, rim].mean(2)).argmax(1)
+    is_background = torch.nn.functional.one_hot(background, num_slots).bool()
+    return SceneRoles(background, (owned.flatten(2).double().mean(2) >= min_share) & ~is_background)
+
+
 def rim_pixels(scene: DecodedScene) -> Bool[Tensor, "height width"]:
     """The outermost pixels."""
-    rim = torch.ones_like(scene.log_masks[0, 0], dtype=torch.bool)
+    return _rim(scene.log_masks[0, 0])
+
+
+def _rim(like: Float[Tensor, "height width"] | Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
+    rim = torch.ones_like(like, dtype=torch.bool)
     rim[1:-1, 1:-1] = False
     return rim
 

@@ -119,6 +119,10 @@ def open_runs(paths: Sequence[Path]) -> list[TrainedRun]:
                 f"{path}: its decoder leaves slots out (decoder.relevance = {config.decoder.relevance}), and log p(x) "
                 "is computed with all of them; set it to none in config.toml, or leave the run out"
             )
+        if not autoencoder.has_pixel_density:
+            raise RunError(
+                f"{path}: its likelihood is not of pixels alone (decoder.kind = {config.decoder.kind}); leave it out"
+            )
         if config.slots.num_slots > MAX_SIZE:
             raise RunError(f"{path}: expected at most {MAX_SIZE} slots, got {config.slots.num_slots}")
         times[path] += 1

@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from psa.inference.autoencoder import SlotAutoencoder
-from psa.inference.roles import find_roles
 from psa.models.scene_prior import BACKGROUND, EMPTY, NO_COMPONENT, OBJECT, ScenePrior, SlotDraw
 
 GROUPS = ("all", "background", "objects")
@@ -52,7 +51,7 @@ class ImageSlots:
 def image_slots(autoencoder: SlotAutoencoder, image: Tensor) -> ImageSlots:
     """The slots of one image, (3, H, W) in [0, 1] or (H, W, 3) uint8, and what each of them is."""
     posterior, slots, _ = autoencoder.encode(image[None])
-    found = find_roles(autoencoder.decode(slots, autoencoder.guide.active(posterior)))
+    found = autoencoder.roles(posterior, slots)
     roles = OBJECT * found.objects[0].long() + BACKGROUND * found.is_background[0].long()
     return ImageSlots(slots[0], tuple(roles.tolist()))
 

@@ -12,9 +12,9 @@ from psa.inference.images import ImageSet
 from psa.inference.keyed_noise import ImageNoise, Purpose
 from psa.inference.posterior_stream import SlotChunk, joined
 from psa.inference.reduction import ReductionOptions
-from psa.inference.roles import find_roles
 from psa.models.aggregate import AggregatePrior
 from psa.models.scene_prior import BACKGROUND, EMPTY, OBJECT, ScenePrior
+from psa.records import SlotPosterior
 
 CHUNK = 64
 NOT_DECODED = -1  # by the run's rule: no role
@@ -29,12 +29,19 @@ def slot_posteriors(
 
     Random starts are keyed by the run's seed, the epoch, and the images' places in the data set, from ``first`` on.
     """
+    return _chunk(autoencoder, _posterior(autoencoder, images, first, epoch))
+
+
+def _posterior(autoencoder: SlotAutoencoder, images: Tensor, first: int, epoch: int = 0) -> SlotPosterior:
     guide, images = autoencoder.guide, autoencoder.prepare(images)
     index = torch.arange(first, first + len(images), device=images.device)
     with guide.drawing(ImageNoise(autoencoder.config.training.seed, epoch, index, Purpose.PRIOR)):
-        posterior = guide.posterior(images)
-    loc, scale = guide.slot_moments(posterior)
-    active = guide.active(posterior)
+        return guide.posterior(images)
+
+
+def _chunk(autoencoder: SlotAutoencoder, posterior: SlotPosterior) -> tuple[SlotChunk, Bool[Tensor, "batch slots"]]:
+    loc, scale = autoencoder.guide.slot_moments(posterior)
+    active = autoencoder.guide.active(posterior)
     every = torch.ones_like(posterior.weights, dtype=torch.bool)
     return SlotChunk(posterior.weights, loc, scale.square()), every if active is None else active
 
@@ -100,8 +107,9 @@ def build_scene_prior(
     """
     parts, roles = [], []
     for span in _spans(len(images)):
-        chunk, active = slot_posteriors(autoencoder, images.batch(span), span.start)
-        found = find_roles(autoencoder.decode(chunk.loc, active))
+        posterior = _posterior(autoencoder, images.batch(span), span.start)
+        chunk, active = _chunk(autoencoder, posterior)
+        found = autoencoder.roles(posterior, chunk.loc)
         role = OBJECT * found.objects.long() + BACKGROUND * found.is_background.long()
         roles.append(role.masked_fill(~active, NOT_DECODED))
         parts.append(chunk)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
@@ -149,11 +149,26 @@ class SceneModel(nn.Module):
             return PixelMixture(scene, self.sigma)
         return dist.Normal(scene.mean, self.sigma, validate_args=False).to_event(3)
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> DecodedScene:
-        """The Pyro program; sites slot (plates images, slots) and image (plate observations). Images in [0, 1].
+    def observe(
+        self,
+        slots: Float[Tensor, "batch slots features"],
+        active: Bool[Tensor, "batch slots"] | None,
+        images: Float[Tensor, "batch channels height width"],
+    ) -> None:
+        """The program's part below the slots; site image. Other kinds of observation override it."""
+        scene = self.decoder(slots) if active is None else self.decoder(slots, active)
+        pyro.sample("image", self.observation(scene), obs=images)
 
-        Where slots are dropped, there is a site active (plate observations) before them. Sites of ``factors`` stand
-        outside of the plates.
+    @torch.no_grad()
+    def draw_images(self, slots: Float[Tensor, "batch slots features"]) -> Float[Tensor, "batch channels height width"]:
+        """x ~ p(x | s), with its noise."""
+        return self.observation(self.decoder(slots)).sample()
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> None:
+        """The Pyro program; sites slot (plates images, slots) and those of :meth:`observe` (plate observations).
+
+        Images in [0, 1]. Where slots are dropped, there is a site active (plate observations) before them. Sites of
+        ``factors`` stand outside of the plates.
         """
         batch, active = images.shape[0], None
         observations = pyro.plate("observations", batch, dim=-1)
@@ -169,7 +184,5 @@ class SceneModel(nn.Module):
             slots = pyro.sample("slot", self.slot_prior)
         if self.factors is not None and self.training:
             self.factors(slots, active)
-        scene = self.decoder(slots) if active is None else self.decoder(slots, active)
         with observations:
-            pyro.sample("image", self.observation(scene), obs=images)
-        return scene
+            self.observe(slots, active, images)

@@ -1,8 +1,15 @@
-"""Decoders: slots -> pictures and masks."""
+"""Decoders: slots -> pictures and masks. The one of a discrete VAE's words is in its own module, ``code``."""
 
 from psa.models.decoders.broadcast import BroadcastDecoder
 from psa.models.decoders.joint import JointDecoder
 from psa.models.decoders.masked import MaskedDecoder
 from psa.models.decoders.patch import PatchDecoder
+from psa.models.decoders.transformer import SlotTransformer
 
-__all__ = ["BroadcastDecoder", "JointDecoder", "MaskedDecoder", "PatchDecoder"]
+__all__ = [
+    "BroadcastDecoder",
+    "JointDecoder",
+    "MaskedDecoder",
+    "PatchDecoder",
+    "SlotTransformer",
+]

@@ -19,6 +19,7 @@ from psa.inference.autoencoder import SCHEMES, SlotAutoencoder
 from psa.inference.sampling import ImageSlots, edited_scenes, image_slots
 from psa.inference.sessions import prepared_as, run_images
 from psa.models.scene_prior import BACKGROUND, OBJECT, ROLES, ScenePrior, SlotDraw
+from psa.records import DecodedScene
 from psa.report.files import save
 from psa.report.samples import samples_figure
 from psa.runs import RunDirectory
@@ -78,7 +79,7 @@ def sample(
         "scenes": _described(draw, autoencoder.scene_prior),
     }
     folder = out or run / "samples"
-    _save(folder, autoencoder, draw, record)
+    _save(folder, draw, autoencoder.realise(draw, generator), record)
     write_line(f"{len(draw.slots)} scenes ({record['scheme']}): {PICTURE}, {ARRAYS}, {RECORD} are in {folder}")
     if json:
         print_json({**record, "out": str(folder)})
@@ -140,9 +141,8 @@ def _described(draw: SlotDraw, prior: ScenePrior) -> list[list[dict[str, Any]]]:
     ]
 
 
-def _save(folder: Path, autoencoder: SlotAutoencoder, draw: SlotDraw, record: Mapping[str, Any]) -> None:
+def _save(folder: Path, draw: SlotDraw, scene: DecodedScene, record: Mapping[str, Any]) -> None:
     """All three files, or none of them."""
-    scene = autoencoder.decode(draw.slots, draw.active)
     pictures = (scene.mean.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     with staged(folder) as stage:
         samples_figure(pictures.numpy(), scene.labels.numpy(), draw.slots.shape[1], stage / PICTURE)

@@ -1,0 +1,45 @@
+"""Encoder, slot module, decoder and objective put together, and a step of what comes out."""
+
+import torch
+from tiny import tiny_autoencoder, tiny_images
+
+from psa.inference.autoencoder import SlotAutoencoder
+from psa.inference.objectives import objective
+
+DECODERS = {
+    "patch": (),
+    "broadcast": (),
+    "joint": (),
+    "transformer": ("encoder.kind=cnn", "code.vocabulary=4"),
+    "words": ("decoder.kind=transformer", "encoder.kind=words", "code.vocabulary=4"),
+}
+OBJECTIVES = (
+    {"sample": False, "kl_weight": 0.0},
+    {"sample": True, "kl_weight": 0.0},
+    {"sample": True, "kl_weight": 1.0},
+)
+
+
+def compose(variant: str, decoder: str, values: dict[str, object], *settings: str) -> SlotAutoencoder:
+    kind = (f"decoder.kind={decoder}",) if decoder != "words" else ()
+    return tiny_autoencoder(
+        {"slots": {"variant": variant}, "objective": values}, *kind, *DECODERS[decoder], "encoder.channels=4", *settings
+    )
+
+
+def steps(autoencoder: SlotAutoencoder) -> None:
+    """A step of training with finite gradients that reach every part that has parameters."""
+    images = tiny_images(2).batch(slice(None))
+    optimiser = torch.optim.Adam(autoencoder.parameters(), 1e-3)
+    loss = objective(autoencoder)(images)
+    loss.backward()
+    assert bool(loss.isfinite())
+    found = {name: p.grad for name, p in autoencoder.named_parameters() if p.grad is not None}
+    assert all(bool(gradient.isfinite().all()) for gradient in found.values())
+    reached = {name for name, gradient in found.items() if bool(gradient.any())}
+    parts = ["guide.encoder.", "model.decoder."]
+    if any(True for _ in autoencoder.guide.inference.projections.parameters()):
+        parts.append("guide.inference.")
+    assert all(any(name.startswith(part) for name in reached) for part in parts), parts
+    optimiser.step()
+    assert bool(objective(autoencoder)(images).isfinite())

@@ -4,15 +4,21 @@ The backward pass recomputes the responsibilities from the tokens in one pass of
 when a kernel is to run; without it everything else works (docs/performance.md).
 """
 
+import os
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from psa.errors import ConfigError
+
+SETTING = "PSA_FUSED"  # environment variable: one of SETTINGS
+SETTINGS = ("auto", "always", "never")
 MAX_SLOTS = 64
 MAX_FEATURES = 256
 MAX_TOKENS = 4096  # that one program adds up in float32
@@ -70,19 +76,45 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+@cache
+def installed() -> bool:
+    """Whether there is Triton; asked without importing it."""
+    return find_spec("triton") is not None
+
+
 def unfit(keys: Tensor, values: Tensor, num_slots: int) -> str | None:
     """Why the kernels cannot do this problem, or None if they can."""
-    if find_spec("triton") is None:
+    (_, num_tokens, num_features), dtype = keys.shape, keys.dtype
+    if not installed():
         return "Triton is not installed (pip install psa-slots[triton])"
+    if dtype not in DTYPES or values.dtype != dtype:
+        return f"tokens are {dtype} and {values.dtype}, not both float32, bfloat16 or float16"
+    if num_slots > MAX_SLOTS or num_features > MAX_FEATURES:
+        return f"{num_slots} slots of {num_features} features are more than {MAX_SLOTS} of {MAX_FEATURES}"
+    if num_tokens * num_features >= 2**31:
+        return f"{num_tokens} tokens of {num_features} features an image are 2^31 numbers or more"
     if not keys.is_cuda and not interpreted():
         return f"tokens are on {keys.device}, not on a CUDA device"
-    if keys.dtype not in DTYPES or values.dtype != keys.dtype:
-        return f"tokens are {keys.dtype} and {values.dtype}, not both float32, bfloat16 or float16"
-    if num_slots > MAX_SLOTS or keys.shape[-1] > MAX_FEATURES:
-        return f"there are {num_slots} slots of {keys.shape[-1]} features; at most {MAX_SLOTS} of {MAX_FEATURES} fit"
-    if keys.shape[1] * keys.shape[2] >= 2**31:
-        return f"an image's {keys.shape[1]} tokens of {keys.shape[2]} features are 2^31 numbers or more"
     return None
+
+
+def chosen(keys: Tensor, values: Tensor, num_slots: int) -> bool:
+    """Whether the kernels are to do this problem, by the environment variable PSA_FUSED.
+
+    ``auto``, the default: on a CUDA device, where they can. ``always``: everywhere. ``never``: nowhere.
+
+    Raises:
+        ConfigError: If it is something else, or ``always`` and they cannot.
+    """
+    setting = os.environ.get(SETTING, "auto")
+    if setting not in SETTINGS:
+        raise ConfigError(f"{SETTING}={setting}: expected one of {', '.join(SETTINGS)}")
+    if setting == "never" or (setting == "auto" and not keys.is_cuda):
+        return False
+    reason = unfit(keys, values, num_slots)
+    if setting == "always" and reason:
+        raise ConfigError(f"{SETTING}=always: {reason}")
+    return reason is None
 
 
 def fused_moments(
@@ -127,6 +159,18 @@ def blocks_for(keys: Tensor, num_slots: int) -> Blocks:
     return Blocks(slots, features, chunks, rows, warps, 2, tokens_each, -(-num_tokens // tokens_each))
 
 
+class Saved(NamedTuple):
+    """What the backward pass needs of the forward: what came in, the moments, and 1 / mass in the kernels' scale."""
+
+    keys: Tensor
+    values: Tensor | None
+    natural: Tensor
+    weights: Tensor | None
+    mean: Tensor
+    second: Tensor
+    inverse: Tensor
+
+
 class _Moments(torch.autograd.Function):
     """The two passes; ``values`` is None where they are the keys."""
 
@@ -149,7 +193,7 @@ class _Moments(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         for_keys, for_values = ctx.needs_input_grad[:2]
-        return (*backward_pass(ctx.saved_tensors, gradients, for_keys, for_values), None, None)
+        return (*backward_pass(Saved(*ctx.saved_tensors), gradients, for_keys, for_values), None, None)
 
 
 def _switches(keys: Tensor, values: Tensor | None, weights: Tensor | None) -> dict[str, Any]:
@@ -219,7 +263,7 @@ def forward_pass(
 
 
 def backward_pass(
-    saved: tuple[Tensor | None, ...],
+    saved: Saved,
     gradients: tuple[Tensor | None, ...],
     for_keys: bool,
     for_values: bool,
@@ -228,7 +272,6 @@ def backward_pass(
     from psa.inference.kernels.backward import gradient_kernel
 
     keys, values, natural, weights, mean, second, inverse = saved
-    assert keys is not None and natural is not None and mean is not None and second is not None and inverse is not None
     of_mass, of_mean, of_second, _, of_responsibilities = gradients
     (batch, num_tokens, num_features), num_slots = keys.shape, natural.shape[1]
     blocks = blocks_for(keys, num_slots)

@@ -1,9 +1,9 @@
 """The backward pass of :mod:`psa.inference.fused_moments`: responsibilities once more, then every gradient.
 
-With Ahat = A w / mass and the worth c_kn = g_mass + g_mean . (v_n - mean_k) + g_second . (v_n^2 - second_k), log A has
-the gradient l = Ahat c (and A g_A), the scores have d = l - A sum_k l, natural has sum_n d_kn (k_n^2, k_n, 1), keys have
-sum_k d_kn (first_k + 2 k_n second_k), and values sum_k Ahat_kn (g_mean_k + 2 v_n g_second_k). The worth is linear in the
-values' features as the scores are in the keys', so both are the same product.
+With Ahat = A w / mass and the worth c_kn = g_mass + g_mean . (v_n - mean_k) + g_second . (v_n^2 - second_k), log A
+has the gradient l = Ahat c (and A g_A), the scores have d = l - A sum_k l, natural has sum_n d_kn (k_n^2, k_n, 1), keys
+have sum_k d_kn (first_k + 2 k_n second_k), and values sum_k Ahat_kn (g_mean_k + 2 v_n g_second_k). The worth is linear
+in the values' features as the scores are in the keys', so both are the same product.
 """
 
 from typing import no_type_check
@@ -153,6 +153,4 @@ def gradient_kernel(
             linear = add_by_slot(linear, ahat, of_mean, OPERAND)
             put_tokens(grad_values, rows, own, num_tokens, num_features, linear + 2.0 * v * square)
     put_sums(sums, stride, own, num_slots, num_features, sum_second, sum_first, SHARES)
-    tl.store(
-        sums + slot * stride + 2 * num_features, tl.sum(sum_constant, 0), mask=here
-    )
+    tl.store(sums + slot * stride + 2 * num_features, tl.sum(sum_constant, 0), mask=here)

@@ -34,7 +34,7 @@ def eight_bits(x):
 @no_type_check
 def halves(x, OPERAND: tl.constexpr):
     """Two bfloat16 whose sum is x up to 2^-17 |x|, exactly where x has 16 bits."""
-    if OPERAND == tl.bfloat16:
+    if tl.bfloat16 == OPERAND:
         high = x.to(tl.bfloat16)
         low = (x - high.to(tl.float32)).to(tl.bfloat16)
     else:

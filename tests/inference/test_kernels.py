@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tolerances import ALGEBRA, FLOAT32, assert_close
+from tolerances import FLOAT32, assert_close
 from torch import Tensor
 
 from psa.inference import fused_moments as host
@@ -24,7 +24,7 @@ SIXTEEN_BITS = 2.0**-15  # sums of shares that are rounded to 2^-17, relative to
 
 @dataclass(frozen=True)
 class Problem:
-    """Tokens, parameters and weights, and the gradient that comes in for each thing found; all as the kernels get them."""
+    """Tokens, parameters and weights as the kernels get them, and the gradient that comes in for each thing found."""
 
     keys: Tensor
     values: Tensor
@@ -76,9 +76,7 @@ def expected(problem: Problem) -> dict[str, Tensor]:
 
 
 def found(problem: Problem, keep: bool = True) -> dict[str, Tensor]:
-    moments = fused_moments(
-        problem.keys, problem.values, problem.natural, problem.weights, keep_responsibilities=keep
-    )
+    moments = fused_moments(problem.keys, problem.values, problem.natural, problem.weights, keep_responsibilities=keep)
     return {name: getattr(moments, name) for name in FOUND if getattr(moments, name) is not None}
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from psa.conjugate import token_features
 from psa.inference.em import attend
+from psa.inference.fused_moments import chosen, fused_moments
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,17 @@ def slot_moments(
 ) -> SlotMoments:
     """Responsibilities of every slot for every token, and the moments of the values under them.
 
+    On a CUDA device by the kernels of :mod:`psa.inference.fused_moments`, where they can and PSA_FUSED lets them.
+
     Args:
         keys: (B, N, D), about their mean, as a square is expanded.
         values: (B, N, D), about their mean.
         natural: (B, K, 2 D + 1), the scores' parameters (:func:`slot_scores`).
         token_weights: (B, N), non-negative, 0 for padding; constants, through which no gradient goes.
     """
+    if chosen(keys, values, natural.shape[1]):
+        found = fused_moments(keys, values, natural, token_weights)
+        return SlotMoments(found.log_mass, found.mean, found.second, found.empty)
     attention = attend(slot_scores(keys, natural), None if token_weights is None else token_weights.detach())
     mean, second = attention.attention @ values, attention.attention @ torch.square(values)
     return SlotMoments(attention.log_mass, mean, second, attention.empty)

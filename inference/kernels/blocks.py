@@ -77,11 +77,12 @@ def sum_of_parts(x, COUNT: tl.constexpr):
 @no_type_check
 def add_product(total, x, y, COUNT: tl.constexpr, TRANSPOSED: tl.constexpr, OPERAND: tl.constexpr):
     """Total + x y, or x' y, with x (float32) as its COUNT largest parts, and y an operand."""
-    high, middle, low = thirds(x, OPERAND)
+    high, low = halves(x, OPERAND)
     total = tl.dot(tl.trans(high) if TRANSPOSED else high, y, total)
-    if COUNT > 1:
-        total = tl.dot(tl.trans(middle) if TRANSPOSED else middle, y, total)
     if COUNT > 2:
+        middle, low = halves(x - high.to(tl.float32), OPERAND)
+        total = tl.dot(tl.trans(middle) if TRANSPOSED else middle, y, total)
+    if COUNT > 1:
         total = tl.dot(tl.trans(low) if TRANSPOSED else low, y, total)
     return total
 

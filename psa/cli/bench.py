@@ -12,18 +12,21 @@ from psa.cli.common import JsonOption, number, print_json, progress_bar, result_
 from psa.errors import ConfigError
 from psa.experiments.bench.data import DataProblem, bench_data
 from psa.experiments.bench.fits import FitProblem, bench_fits
+from psa.experiments.bench.fused import FusedProblem, bench_fused
 from psa.experiments.bench.train import VARIANTS, bench_train
 
-SUITES = ("train", "fits", "data")
+SUITES = ("train", "fits", "data", "fused")
 BLOCKS = 7
 PROBLEM = FitProblem()
 FIT_BLOCKS = 10
 FIT_THREADS = (2, 1)
 DATA = DataProblem()
+FUSED = FusedProblem()
+FUSED_BLOCKS = 9
 
 
 def bench(
-    suite: Annotated[str, typer.Option(help="What to measure: train, fits, data.")] = "train",
+    suite: Annotated[str, typer.Option(help="What to measure: train, fits, data, fused.")] = "train",
     device: Annotated[str, typer.Option(help="A torch device: cpu, cuda.")] = "cpu",
     json: JsonOption = False,
 ) -> None:
@@ -34,7 +37,7 @@ def bench(
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from None
-    table, result = {"train": _train, "fits": _fits, "data": _data}[suite](device)
+    table, result = {"train": _train, "fits": _fits, "data": _data, "fused": _fused}[suite](device)
     result_console.print(table)
     if json:
         print_json({"suite": suite, "device": device, "torch": torch.__version__, **result})
@@ -101,3 +104,23 @@ def _data(device: str) -> tuple[Table, dict[str, Any]]:
         )
     about = {name: version(name) for name in ("h5py", "tfrecord", "numpy")}
     return table, {**about, "problem": asdict(DATA), "blocks": BLOCKS, "costs": [asdict(cost) for cost in costs]}
+
+
+def _fused(device: str) -> tuple[Table, dict[str, Any]]:
+    with progress_bar() as bar:
+        task = bar.add_task("measuring", total=5 * FUSED_BLOCKS, figures="")
+        costs, errors = bench_fused(FUSED, device, FUSED_BLOCKS, lambda name: bar.update(task, advance=1, figures=name))
+    sizes = f"B = {FUSED.batch}, N = {FUSED.num_tokens}, K = {FUSED.num_slots}, D = {FUSED.num_features}, {FUSED.dtype}"
+    table = Table(title=f"an E-step with its moments, {sizes}; keys are values")
+    for heading in ("", "ms", "range", "GB", "of copy", "times as fast"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for cost in costs:
+        table.add_row(
+            cost.work,
+            f"{cost.milliseconds:.3f}",
+            f"{cost.low:.3f} to {cost.high:.3f}",
+            f"{cost.gigabytes:.3f}",
+            f"{cost.of_copy:.2f}",
+            f"{cost.speedup:.1f}",
+        )
+    return table, {"problem": asdict(FUSED), "fused": [asdict(cost) for cost in costs], "errors": asdict(errors)}

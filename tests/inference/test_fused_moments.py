@@ -15,13 +15,14 @@ from psa.inference import fused_moments as host
 from psa.inference.fused_moments import chosen, fused_moments, unfit
 
 ROOT = Path(__file__).resolve().parents[2]
+OF_THE_INTERPRETER = ("tests/inference/test_kernels.py", "tests/experiments/test_bench_fused.py")
 FLOAT = torch.float32
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install psa-slots[triton]")
 def test_kernels_pass_their_tests_in_the_interpreter():
     """In a process of its own: Triton looks at TRITON_INTERPRET when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/inference/test_kernels.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *OF_THE_INTERPRETER]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,7 @@
 """The fused kernels against double precision: on a CUDA device, or in Triton's interpreter (test_fused_moments.py)."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from psa.inference import fused_moments as host
 from psa.inference.fused_moments import fused_moments
+from psa.inference.slot_moments import slot_moments
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
@@ -98,9 +99,9 @@ def units(actual: Tensor, reference: Tensor) -> Tensor:
 
 
 CASES = {
-    "keys and values apart, weights": problem(2, 70, 3, 5, weighted=True),
+    "keys and values apart, weights": problem(2, 40, 3, 5, weighted=True),
     "one of everything": problem(1, 1, 1, 1),
-    "more features than a block": problem(1, 5, 17, 70, same=True),
+    "more features than a block": problem(1, 5, 17, 33, same=True),
     "half precision": problem(1, 33, 4, 8, dtype=torch.float16, weighted=True),
 }
 
@@ -184,7 +185,7 @@ def test_padding_has_no_part():
 
 
 def test_only_what_is_asked_for_gets_a_gradient():
-    given = problem(1, 9, 3, 4, seed=5)
+    given = problem(1, 9, 3, 4, dtype=torch.bfloat16, seed=5)
     _, every = with_gradients(given, found)
     for name, gradient in every.items():
         inputs = {key: getattr(given, key).clone() for key in ("keys", "values", "natural")}
@@ -194,18 +195,41 @@ def test_only_what_is_asked_for_gets_a_gradient():
         assert torch.equal(alone, gradient), name
 
 
+def test_slot_moments_are_found_by_the_kernels_where_the_setting_says_so(monkeypatch):
+    given = problem(1, 20, 3, 4, weighted=True, seed=8)
+    monkeypatch.setenv("PSA_FUSED", "always")
+    fused = slot_moments(given.keys, given.values, given.natural, given.weights)
+    monkeypatch.setenv("PSA_FUSED", "never")
+    dense = slot_moments(given.keys, given.values, given.natural, given.weights)
+    direct = found(given, keep=False)
+    for name, value in direct.items():
+        assert torch.equal(getattr(fused, name), value), name
+        assert_close(getattr(dense, name), value, FLOAT32, name)
+    monkeypatch.delenv("PSA_FUSED")
+    automatic = slot_moments(given.keys, given.values, given.natural, given.weights)
+    assert torch.equal(automatic.mean, (dense if INTERPRETED else fused).mean)
+
+
 def test_ranges_of_tokens_add_up_and_repeat_bit_by_bit(monkeypatch):
-    given = problem(1, 150, 3, 4, seed=6)
+    given, blocks_for = problem(1, 100, 3, 4, seed=6), host.blocks_for
+
+    def cut(tokens_each: int) -> None:
+        def blocks(keys: Tensor, num_slots: int) -> host.Blocks:
+            splits = -(-keys.shape[1] // tokens_each)
+            return replace(blocks_for(keys, num_slots), tokens_each=tokens_each, splits=splits)
+
+        monkeypatch.setattr(host, "blocks_for", blocks)
+
+    cut(128)
     whole, gradients = with_gradients(given, found)
-    monkeypatch.setattr(host, "MAX_TOKENS", 64)
+    cut(64)
     ranged, of_ranges = with_gradients(given, found)
     for name in FOUND:
         assert_close(ranged[name], whole[name], FLOAT32, name)
     for name, gradient in gradients.items():
         assert_close(of_ranges[name], gradient, FLOAT32, name)
-    again, of_again = with_gradients(given, found)
+    again = found(given)
     assert all(torch.equal(again[name], ranged[name]) for name in FOUND)
-    assert all(torch.equal(of_again[name], of_ranges[name]) for name in gradients)
 
 
 def test_many_ranges_are_added_in_blocks():

@@ -183,7 +183,8 @@ class _Moments(torch.autograd.Function):
         weights: Tensor | None,
         keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        found, inverse = forward_pass(keys, values, natural, weights, keep)
+        with torch.cuda.device_of(keys):
+            found, inverse = forward_pass(keys, values, natural, weights, keep)
         ctx.save_for_backward(keys, values, natural, weights, found.mean, found.second, inverse)
         ctx.mark_non_differentiable(found.empty)
         ctx.set_materialize_grads(False)
@@ -193,7 +194,9 @@ class _Moments(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         for_keys, for_values = ctx.needs_input_grad[:2]
-        return (*backward_pass(Saved(*ctx.saved_tensors), gradients, for_keys, for_values), None, None)
+        saved = Saved(*ctx.saved_tensors)
+        with torch.cuda.device_of(saved.keys):
+            return (*backward_pass(saved, gradients, for_keys, for_values), None, None)
 
 
 def _switches(keys: Tensor, values: Tensor | None, weights: Tensor | None) -> dict[str, Any]:

@@ -31,12 +31,8 @@ def own_name(path: Path) -> list[str]:
 
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # Triton is an extra: what is written in its language can be imported only where it is.
-OF_TRITON = ROOT / "inference" / "kernels"
-NOT_TO_IMPORT = (
-    set()
-    if importlib.util.find_spec("triton")
-    else {p for p in FILES if p.parent == OF_TRITON} - {OF_TRITON / "__init__.py"}
-)
+KERNELS = [path for path in FILES if path.parent.name == "kernels" and path.name != "__init__.py"]
+IMPORTED = FILES if importlib.util.find_spec("triton") else [path for path in FILES if path not in KERNELS]
 MODULES = [".".join(own_name(path)) for path in IMPORTED]
 IMPORT_ALL = f"""
 import importlib, json, pkgutil, psa
@@ -104,7 +100,7 @@ def test_importing_psa_imports_none_of_the_other_rooms(tmp_path):
 
 def test_only_the_kernels_need_triton():
     """Elsewhere it is imported inside functions, when a kernel is to run."""
-    for path in set(FILES) - KERNELS:
+    for path in set(FILES) - set(KERNELS):
         for node in ast.parse(path.read_text()).body:
             names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
             names |= {str(node.module)} if isinstance(node, ast.ImportFrom) else set()
@@ -181,9 +177,7 @@ def test_a_bare_checkout_imports_whole_and_runs_from_its_root(tmp_path):
     code = f"import importlib, json; print(json.dumps([importlib.import_module(m).__file__ for m in {MODULES!r}]))"
     found = run("-c", code, cwd=tree)
     assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout) == [
-        str(tree / path.relative_to(ROOT)) for path in FILES if path not in NOT_TO_IMPORT
-    ]
+    assert json.loads(found.stdout) == [str(tree / path.relative_to(ROOT)) for path in IMPORTED]
     helped = run("-m", "psa", "--help", cwd=tree)
     assert helped.returncode == 0, helped.stderr
 

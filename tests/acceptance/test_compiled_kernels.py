@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from psa.inference.fused_moments import blocks_for
+from psa.inference.kernel_launches import blocks_for
 
 triton = pytest.importorskip("triton", reason="needs Triton: pip install psa-slots[triton]")
 if os.environ.get("TRITON_INTERPRET") == "1":

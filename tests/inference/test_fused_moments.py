@@ -13,6 +13,7 @@ from contracts import draw
 from psa.errors import ConfigError
 from psa.inference import fused_moments as host
 from psa.inference.fused_moments import chosen, fused_moments, unfit
+from psa.inference.slot_moments import slot_moments
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_THE_INTERPRETER = ("tests/inference/test_kernels.py", "tests/experiments/test_bench_fused.py")
@@ -59,6 +60,16 @@ def test_without_triton_a_message_names_the_extra(monkeypatch):
     tokens = draw(1, 3, 2, seed=0, dtype=FLOAT)
     with pytest.raises(ConfigError, match=r"^PSA_FUSED=always: Triton is not installed \(pip install psa-slots\[trito"):
         chosen(tokens, tokens, 2)
+
+
+def test_slot_moments_heeds_the_setting(monkeypatch):
+    monkeypatch.setattr(host, "installed", lambda: False)
+    tokens, natural = draw(1, 3, 2, seed=0, dtype=FLOAT), draw(1, 2, 5, seed=1, dtype=FLOAT)
+    monkeypatch.setenv("PSA_FUSED", "always")
+    with pytest.raises(ConfigError, match=r"^PSA_FUSED=always: "):
+        slot_moments(tokens, tokens, natural)
+    monkeypatch.setenv("PSA_FUSED", "never")
+    assert bool(slot_moments(tokens, tokens, natural).mean.isfinite().all())
 
 
 def test_a_cpu_never_asks_for_triton_by_itself(monkeypatch):

@@ -119,3 +119,17 @@ def dsprites(size: int = 16) -> dict[str, np.ndarray | bytes]:
 
 def write_dsprites(folder: Path, *, deflated: bool = True) -> Path:
     return write_npz(folder / "dsprites.npz", dsprites(), deflated=deflated)
+
+
+# Tokens.
+
+TOKENS = np.random.default_rng(0).normal(size=(5, 6, 2))
+LABELS = np.random.default_rng(1).integers(0, 3, (5, 6))
+
+
+def write_tokens(path: Path, *, deflated: bool = False) -> Path:
+    """Five images of six tokens of two features; in an .npz with labels."""
+    if path.suffix == ".npz":
+        return write_npz(path, {"tokens": TOKENS, "labels": LABELS}, deflated=deflated)
+    path.write_bytes(npy(TOKENS))
+    return path

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from archives import write_brady, write_dsprites, write_shards
+from archives import write_brady, write_dsprites, write_shards, write_tokens
 from layouts import LAYOUTS, write_clevr, write_clevrtex, write_coco, write_shapestacks, write_voc
 from tfrecord_bytes import example, record
 from tfrecord_bytes import write as write_records
 
-from psa.data import Conversion, FolderScenes, Hdf5Scenes, TfrecordScenes, VocScenes, convert
+from psa.data import Conversion, FolderScenes, Hdf5Scenes, TfrecordScenes, TokenPoints, VocScenes, convert
 from psa.data.brady import BradyScenes
 from psa.data.dsprites import DspritesScenes
 from psa.data.webdataset import WebdatasetScenes
@@ -33,6 +33,7 @@ def _layout(name: str, write: Callable[[Path], object]) -> Format:
     return write, lambda root: kind(root, "all")
 
 
+POINTS = ("tokens", "tokens with labels")  # the formats that hold no scenes
 FORMATS: dict[str, Format] = {
     "folder": (lambda root: tiny.write_folder(root, 3), lambda root: FolderScenes(root, "all")),
     "folder with splits": (_write_split_folder, lambda root: FolderScenes(root, "all")),
@@ -57,6 +58,11 @@ FORMATS: dict[str, Format] = {
     "Brady, compressed": (
         lambda root: write_brady(root, deflated=True),
         lambda root: BradyScenes(root / "sprites.npz", "all"),
+    ),
+    "tokens": (lambda root: write_tokens(root / "tokens.npy"), lambda root: TokenPoints(root / "tokens.npy", "all")),
+    "tokens with labels": (
+        lambda root: write_tokens(root / "tokens.npz", deflated=True),
+        lambda root: TokenPoints(root / "tokens.npz", "all"),
     ),
     "dSprites": (write_dsprites, lambda root: DspritesScenes(root / "dsprites.npz", num_scenes=3)),
 }

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from psa.cli.common import JsonOption, SetOption, print_json, progress_bar, result_console, write_line
-from psa.data import ObjectRange, Scene, convert, open_dataset
+from psa.data import ObjectRange, convert, open_dataset
 from psa.data.catalogue import DATASETS, READERS, find_reader
 from psa.data.conversion import Conversion
 from psa.data.description import MapDataset
@@ -20,6 +20,7 @@ from psa.errors import ConfigError, PsaError, Stopped
 from psa.inference.config import override
 from psa.report.contact_sheet import contact_sheet_png
 from psa.report.files import save
+from psa.report.point_sheet import point_sheet_png
 
 PICTURES = 32  # on a contact sheet
 LABELS_SHOWN = 24
@@ -60,7 +61,7 @@ def inspect(
     split: Annotated[str, typer.Option(help="train, val, test, or all of a folder or file.")] = "train",
     n: Annotated[int, typer.Option("-n", min=1, help="Items that are read for the figures, evenly spread.")] = 200,
     everything: Annotated[bool, typer.Option("--all", help="Read every item of the split.")] = False,
-    out: Annotated[Path | None, typer.Option(help="A PNG of scenes with their masks.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A PNG of scenes with their masks, or of points.")] = None,
     size: SizeOption = None,
     crop: CropOption = None,
     settings: OwnOption = None,
@@ -71,8 +72,6 @@ def inspect(
         raise ConfigError(f"--out {out}: expected a file ending in .png")
     options = _options(size, crop, settings)
     dataset = open_dataset(source, split, **options)
-    if out is not None and dataset.info.kind != "scenes":
-        raise ConfigError(f"--out {out}: expected a data set of images, {source} holds points")
     indices = spread_indices(len(dataset), None if everything else n)
     with progress_bar() as bar:
         figures = inspect_items(dataset, indices, _watch(bar, f"reading {source}"))
@@ -199,9 +198,12 @@ def _count_splits(source: str, split: str, count: int, options: Mapping[str, Any
 
 
 def _write_sheet(dataset: MapDataset[Any], indices: list[int], out: Path) -> None:
-    scenes: list[Scene] = [dataset[index] for index in indices]
-    masks = [scene.mask for scene in scenes if scene.mask is not None]
-    png = contact_sheet_png([scene.image for scene in scenes], masks or None, dataset.info.background_labels)
+    items: list[Any] = [dataset[index] for index in indices]
+    if dataset.info.kind == "points":
+        png = point_sheet_png(items)
+    else:
+        masks = [scene.mask for scene in items if scene.mask is not None]
+        png = contact_sheet_png([scene.image for scene in items], masks or None, dataset.info.background_labels)
     try:
         save(out, png)
     except OSError as error:

@@ -19,6 +19,7 @@ from psa.data.splits import SPLITS, split_indices
 from psa.data.sprites import SpriteOptions, Sprites
 from psa.data.tetrominoes import Tetrominoes, TetrominoOptions
 from psa.data.tfrecords import TfrecordScenes
+from psa.data.token_points import TokenPoints
 from psa.data.voc import VocScenes
 from psa.data.webdataset import WebdatasetScenes
 
@@ -51,6 +52,7 @@ __all__ = [
     "TetrominoOptions",
     "Tetrominoes",
     "TfrecordScenes",
+    "TokenPoints",
     "VocScenes",
     "WebdatasetScenes",
     "as_float",

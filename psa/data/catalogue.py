@@ -16,6 +16,7 @@ from psa.data import (
     pickles,
     shapestacks,
     tfrecords,
+    token_points,
     voc,
     webdataset,
 )
@@ -38,6 +39,7 @@ from psa.data.splits import SPLITS
 from psa.data.sprites import SpriteOptions, Sprites
 from psa.data.tetrominoes import Tetrominoes, TetrominoOptions
 from psa.data.tfrecords import TFRECORD_SUFFIXES, TfrecordScenes
+from psa.data.token_points import TokenPoints
 from psa.data.voc import VocScenes
 from psa.data.webdataset import WebdatasetScenes
 from psa.errors import ConfigError, DataError
@@ -48,7 +50,7 @@ DATASETS = {
     "multi-dsprites": "squares, ellipses and hearts that occlude one another, 64 x 64 pixels",
     "mixture-2d": "points in the plane, a few Gaussian objects an image, each of one of a few types",
 }
-FILE_SUFFIXES = (*HDF5_SUFFIXES, *TFRECORD_SUFFIXES, ".tar", ".npz")
+FILE_SUFFIXES = (*HDF5_SUFFIXES, *TFRECORD_SUFFIXES, ".tar", ".npz", ".npy")
 READER_OPTIONS = tuple(field.name for field in fields(Preparation))
 SPRITE_OPTIONS = tuple(field.name for field in fields(SpriteOptions))
 GENERATORS: Mapping[str, tuple[Callable[..., SceneDataset], type]] = {
@@ -63,15 +65,17 @@ class Reader:
 
     Attributes:
         recognises: whether a path has the layout, from names alone.
-        open: takes the path, the split, a ``Preparation``, and its own options by name.
+        open: takes the path, the split, a ``Preparation`` if it prepares, and its own options by name.
         options: the names of its own options, beside those of ``Preparation``.
         layout: a line for people, "name: what it is made of"; empty where nothing is read.
+        prepares: whether it takes a ``Preparation``: what has no pixels is not resized.
     """
 
     recognises: Callable[[Path], bool]
     open: Callable[..., SceneDataset | PointsDataset]
     options: tuple[str, ...] = ()
     layout: str = ""
+    prepares: bool = True
 
 
 # The first that recognises a path opens it.
@@ -112,6 +116,12 @@ READERS = (
     ),
     Reader(brady.recognises, BradyScenes, layout="Brady et al. sprites: the .npz of images and factors, without masks"),
     Reader(pickles.recognises, pickles.refuse),
+    Reader(
+        token_points.recognises,
+        TokenPoints,
+        layout="tokens: a NumPy file of numbers (images, tokens, features), .npy, or .npz with or without labels",
+        prepares=False,
+    ),
     Reader(folder.recognises, FolderScenes, layout="folder: PNG or JPEG images, with or without a mask for each"),
 )
 
@@ -156,7 +166,8 @@ def open_images(path: str | Path, **options: Any) -> SceneDataset:
         _require_known(options, READER_OPTIONS, str(path))
         return FolderScenes(path, "all", Preparation.from_options(**options))
     dataset = open_dataset(path, "all", **options)
-    assert isinstance(dataset, SceneDataset)  # what makes points has no split "all"
+    if not isinstance(dataset, SceneDataset):
+        raise DataError(f"{path}: expected images, found points")
     return dataset
 
 
@@ -196,9 +207,10 @@ def _open_path(path: Path, split: str, options: dict[str, Any]) -> SceneDataset 
             f"{path}: expected a data set ({', '.join(DATASETS)}), a folder of images, "
             f"or a file ending in {', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}, found {found}"
         )
-    _require_known(options, (*READER_OPTIONS, *reader.options), str(path))
+    _require_known(options, (*(READER_OPTIONS if reader.prepares else ()), *reader.options), str(path))
     own = {name: options.pop(name) for name in reader.options if name in options}
-    return reader.open(path, split, Preparation.from_options(**options), **own)
+    prepared = (Preparation.from_options(**options),) if reader.prepares else ()
+    return reader.open(path, split, *prepared, **own)
 
 
 def _require_known(options: Iterable[str], allowed: tuple[str, ...], source: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from psa.data.description import DatasetInfo, Scene, SceneDataset
 from psa.data.options import require_integer
@@ -86,22 +86,6 @@ class GeneratedScenes(SceneDataset):
 def draw_present(rng: np.random.Generator, fewest: int, most: int) -> Bool[np.ndarray, "scenes objects"]:
     """Which of ``most`` objects are in each scene of a block: the first n, n uniform from ``fewest`` to ``most``."""
     return np.arange(most) < rng.integers(fewest, most + 1, (BLOCK, 1))
-
-
-def from_hsv(hsv: Float64[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
-    """RGB bytes of a hue in turns (0 red, 1/3 green, 2/3 blue), a saturation and a value, each in [0, 1]."""
-    hue, saturation, value = hsv[..., :1], hsv[..., 1:2], hsv[..., 2:]
-    from_channel = (6 * hue - np.array([0, 2, 4]) + 3) % 6 - 3  # in sixths of a turn, -3 to 3
-    saturated = np.clip(2 - np.abs(from_channel), 0, 1)
-    return np.round(255 * value * (1 - saturation * (1 - saturated))).astype(np.uint8)
-
-
-def camouflaged(
-    colour: UInt8[np.ndarray, "scenes objects 3"], ground: UInt8[np.ndarray, "scenes 3"], share: float
-) -> UInt8[np.ndarray, "scenes objects 3"]:
-    """Each object's colour moved by a share of the way to its background's."""
-    near = ground[:, None].astype(np.float64)
-    return np.round(near + (1 - share) * (colour - near)).astype(np.uint8)
 
 
 def paint(

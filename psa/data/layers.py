@@ -112,9 +112,14 @@ def arrange(
         again = (moved[rows] | (attempt % ALL_EVERY == 0))[..., None]
         drawn[rows] = np.where(again, redraw(rng, drawn[rows]), drawn[rows])
         labels[rows], shown[rows] = stack(cover(drawn[rows]), present[rows])
-    raise ConfigError(
+    raise out_of_reach(bounds, present.shape[1])
+
+
+def out_of_reach(bounds: Bounds, max_objects: int) -> ConfigError:
+    """What to raise where scenes cannot be brought within bounds."""
+    return ConfigError(
         f"data.max_objects: expected scenes whose objects show at least {bounds.least:g} and one at most "
-        f"{bounds.most:g} of its pixels, found none for up to {present.shape[1]} objects (data.min_visible, "
+        f"{bounds.most:g} of its pixels, found none for up to {max_objects} objects (data.min_visible, "
         "data.max_visible)"
     )
 

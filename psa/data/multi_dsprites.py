@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from psa.data.colours import camouflaged, from_hsv
 from psa.data.description import DatasetInfo
 from psa.data.dsprites_file import read_shapes
 from psa.data.dsprites_shapes import LATENTS, ProceduralShapes, Shapes
@@ -20,9 +21,7 @@ from psa.data.generated import (
     COMMON_FACTORS,
     Block,
     GeneratedScenes,
-    camouflaged,
     draw_present,
-    from_hsv,
     padded,
     paint,
 )

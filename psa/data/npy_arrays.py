@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,35 @@ def read_header(file: io.BufferedIOBase, num_bytes: int, source: str) -> NpyHead
     if expected != got or min(shape, default=0) < 0:
         raise DataError(f"{source}: expected {expected} bytes for an array of shape {shape}, got {got}")
     return NpyHeader(shape, "F" if fortran_order else "C", dtype, file.tell())
+
+
+def map_from(file: io.BufferedIOBase, offset: int, num_bytes: int, source: str) -> NDArray[Any]:
+    """The array of an .npy of ``num_bytes`` that lies at an offset of a file, read-only and still on the disk.
+
+    Raises:
+        DataError, ValueError: As :func:`read_header`.
+    """
+    file.seek(offset)
+    header = read_header(file, num_bytes, source)
+    if 0 in header.shape:
+        return np.empty(header.shape, header.dtype)
+    return np.asarray(np.memmap(file, header.dtype, "r", header.start, header.shape, header.order))
+
+
+def map_npy(path: Path) -> NDArray[Any]:
+    """The array of an .npy file, read-only and still on the disk.
+
+    Raises:
+        DataError: As :func:`read_header`, or a file that cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return map_from(file, 0, path.stat().st_size, str(path))
+    except DataError:
+        raise
+    except Exception as error:  # as array_from
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(f"{path}: expected a readable .npy file, got {reason}") from error
 
 
 def array_from(data: bytes, source: str) -> NDArray[Any]:

@@ -15,10 +15,9 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from psa.data.npy_arrays import read_header
+from psa.data.npy_arrays import map_from
 from psa.errors import DataError
 from psa.progress import watched
 
@@ -69,25 +68,16 @@ def _map_array(path: Path, name: str, mtime_ns: int, size: int) -> NDArray[Any]:
             if member.compress_type == zipfile.ZIP_STORED:
                 deque(chunks, maxlen=0)
                 with open(path, "rb") as file:
-                    return _map_from(file, _data_offset(file, member), member.file_size, source)
+                    return map_from(file, _data_offset(file, member), member.file_size, source)
             with tempfile.TemporaryFile() as file:
                 file.writelines(chunks)
                 file.flush()
-                return _map_from(file, 0, member.file_size, source)
+                return map_from(file, 0, member.file_size, source)
 
 
 def _data_offset(file: BufferedIOBase, member: zipfile.ZipInfo) -> int:
     file.seek(member.header_offset)
     return member.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
-
-
-def _map_from(file: BufferedIOBase, offset: int, num_bytes: int, source: str) -> NDArray[Any]:
-    """The array of an .npy that lies at an offset of a file."""
-    file.seek(offset)
-    header = read_header(file, num_bytes, source)
-    if 0 in header.shape:
-        return np.empty(header.shape, header.dtype)
-    return np.asarray(np.memmap(file, header.dtype, "r", header.start, header.shape, header.order))
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
+from psa.data.layers import Bounds
+
 SHAPES = ("square", "circle", "triangle")
 
 
@@ -33,9 +35,13 @@ def _half_widths(objects: Objects, size: int) -> Float64[np.ndarray, "scenes obj
 
 
 def rasterise(
-    objects: Objects, size: int, min_visible: float
+    objects: Objects, size: int, bounds: Bounds
 ) -> tuple[UInt8[np.ndarray, "scenes size size"], Bool[np.ndarray, "scenes objects"]]:
-    """The masks, and which objects show less than the share ``min_visible`` of their pixels (or none)."""
+    """The masks, and which objects are to be moved.
+
+    Those that show less of their pixels than ``bounds.least`` (or none); and, in scenes of several of which each shows
+    more than ``bounds.most``, all.
+    """
     across = np.abs(np.arange(size) + 0.5 - objects.centre[..., :1].astype(np.float64) * size)
     cover = across[:, :, None, :] <= _half_widths(objects, size)[..., None]
     front = (cover * objects.depth.astype(np.uint8)[..., None, None]).max(axis=1)
@@ -46,5 +52,7 @@ def rasterise(
     label_at_depth[:, 0] = 0
     mask = np.take_along_axis(label_at_depth, front.reshape(scenes, -1).astype(np.intp), axis=1)
     visible = (front[:, None] == objects.depth[..., None, None]).sum(axis=(2, 3))
-    hidden = (visible < min_visible * cover.sum(axis=(2, 3))) | (visible == 0)
-    return mask.reshape(scenes, size, size), hidden & (objects.depth > 0)
+    own, present = cover.sum(axis=(2, 3)), objects.depth > 0
+    hidden = (visible < bounds.least * own) | (visible == 0)
+    is_open = ((visible > bounds.most * own) | ~present).all(axis=1) & (present.sum(axis=1) > 1)
+    return mask.reshape(scenes, size, size), (hidden | is_open[:, None]) & present

@@ -5,13 +5,16 @@ stream of its own. Colours are drawn independently, so grouping pixels by colour
 continuous hues are for factors to be told from: there every object has a colour of its own.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 
+from psa.data.colours import camouflaged
 from psa.data.description import DatasetInfo, Scene, SceneDataset
+from psa.data.layers import Bounds, out_of_reach
 from psa.data.options import require_choice, require_integer, require_share
 from psa.data.sprite_raster import SHAPES, Objects, rasterise
 from psa.errors import ConfigError
@@ -19,7 +22,11 @@ from psa.progress import watched
 
 # hues in turns
 PALETTE = {"red": 0 / 6, "green": 2 / 6, "blue": 4 / 6, "yellow": 1 / 6, "magenta": 5 / 6, "cyan": 3 / 6}
-HUES = ("palette", "continuous")
+HUES: Mapping[str, Sequence[float] | None] = {  # None: any
+    "palette": tuple(PALETTE.values()),
+    "continuous": None,
+    "unseen": tuple(hue + 1 / 12 for hue in PALETTE.values()),
+}
 BACKGROUNDS = ("black", "gray", "colour")
 SPLIT_CODES = {"train": 0, "val": 1, "test": 2}
 RADII = (0.11, 0.19)
@@ -27,6 +34,7 @@ MIN_CONTRAST = 0.35
 BLOCK = 256
 # Enough that four objects always end up seen whole.
 MAX_REDRAWS = 200
+MAX_HIDING_REDRAWS = 2000
 ALL_EVERY = 10
 
 
@@ -40,7 +48,10 @@ class SpriteOptions:
         max_objects: most objects in a scene, at most 16.
         background: black, one gray level a scene, or one colour a scene that stands out from its objects'.
         min_visible: least share of its own pixels that an object shows, in [0, 1].
-        hues: palette, six that collide; or continuous, uniform over the colour circle.
+        hues: palette, six that collide; continuous, uniform over the colour circle; or unseen, the six half way
+            between those of the palette.
+        max_visible: where there are two objects or more, the most that the one that shows least shows, in [0, 1].
+        camouflage: share of the way from an object's colour to the background's, in [0, 1].
     """
 
     size: int = 32
@@ -49,14 +60,17 @@ class SpriteOptions:
     background: str = "black"
     min_visible: float = 0.95
     hues: str = "palette"
+    max_visible: float = 1.0
+    camouflage: float = 0.0
 
     def __post_init__(self) -> None:
         require_integer("size", self.size, 8, 256)
         require_integer("max_objects", self.max_objects, 1, 16)
         require_integer("min_objects", self.min_objects, 1, self.max_objects)
         require_choice("background", self.background, BACKGROUNDS)
-        require_share("min_visible", self.min_visible)
+        Bounds(self.min_visible, self.max_visible)
         require_choice("hues", self.hues, HUES)
+        require_share("camouflage", self.camouflage)
 
 
 class Sprites(SceneDataset):
@@ -110,8 +124,9 @@ def _draw_objects(rng: np.random.Generator, options: SpriteOptions) -> Objects:
 
 
 def _draw_hues(rng: np.random.Generator, hues: str, shape: tuple[int, int]) -> Float64[np.ndarray, "scenes objects"]:
-    if hues == "palette":
-        return np.array(list(PALETTE.values()))[rng.integers(len(PALETTE), size=shape)]
+    values = HUES[hues]
+    if values is not None:
+        return np.array(values)[rng.integers(len(values), size=shape)]
     return rng.random(shape, dtype=np.float32).astype(np.float64)  # float32, else a factor could round to 1
 
 
@@ -131,11 +146,15 @@ def _draw_centres(
 
 
 def _arrange(
-    rng: np.random.Generator, objects: Objects, size: int, min_visible: float
+    rng: np.random.Generator, objects: Objects, size: int, bounds: Bounds
 ) -> tuple[Objects, UInt8[np.ndarray, "scenes size size"]]:
-    """Moves the objects that are hidden too much, now and then all of their scene, for a bounded number of rounds."""
-    mask, hidden = rasterise(objects, size, min_visible)
-    for redraw in range(1, MAX_REDRAWS + 1):
+    """Moves the objects that are hidden too much or too little, now and then all of their scene, in bounded rounds.
+
+    Raises:
+        ConfigError: Scenes are left in which no object is hidden as much as it should be.
+    """
+    mask, hidden = rasterise(objects, size, bounds)
+    for redraw in range(1, (MAX_REDRAWS if bounds.most == 1 else MAX_HIDING_REDRAWS) + 1):
         rows = np.flatnonzero(hidden.any(axis=1))
         if not rows.size:
             break
@@ -143,8 +162,19 @@ def _arrange(
         centre = objects.centre.copy()
         centre[rows] = np.where(moved[..., None], _draw_centres(rng, objects.radius[rows]), centre[rows])
         objects = replace(objects, centre=centre)
-        mask[rows], hidden[rows] = rasterise(objects.take(rows), size, min_visible)
+        if bounds.most < 1 and redraw % ALL_EVERY == 0:  # what lies below may be too large to be hidden
+            objects = replace(objects, depth=objects.depth.copy())
+            objects.depth[rows] = _upside_down(objects.depth[rows])
+        mask[rows], hidden[rows] = rasterise(objects.take(rows), size, bounds)
+    if bounds.most < 1 and hidden.any():
+        raise out_of_reach(bounds, objects.depth.shape[1])
     return objects, mask
+
+
+def _upside_down(depth: Int64[np.ndarray, "scenes objects"]) -> Int64[np.ndarray, "scenes objects"]:
+    """The first behind the others comes last; absent objects stay 0."""
+    present = depth > 0
+    return np.where(present, present.sum(axis=1, keepdims=True) + 1 - depth, 0)
 
 
 def _draw_backgrounds(
@@ -168,12 +198,16 @@ def _draw_backgrounds(
 def _draw_block(
     rng: np.random.Generator, options: SpriteOptions
 ) -> tuple[UInt8[np.ndarray, "scenes size size 3"], UInt8[np.ndarray, "scenes size size"], dict[str, np.ndarray]]:
-    objects, mask = _arrange(rng, _draw_objects(rng, options), options.size, options.min_visible)
+    objects, mask = _arrange(
+        rng, _draw_objects(rng, options), options.size, Bounds(options.min_visible, options.max_visible)
+    )
     present = objects.depth > 0
     color = _hue_colour(objects.hue)
     # An absent object has its neighbour's colour here, the first object's, so that it bars no other background.
     color = np.where(present[..., None], color, color[:, :1])
-    paint = np.concatenate([_draw_backgrounds(rng, options.background, color)[:, None], color], axis=1)
+    ground = _draw_backgrounds(rng, options.background, color)
+    color = camouflaged(color, ground, options.camouflage)
+    paint = np.concatenate([ground[:, None], color], axis=1)
     factors = {
         "shape": objects.shape,
         "color": (color / 255).astype(np.float32) * present[..., None].astype(np.float32),

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from psa.data.colours import camouflaged, from_hsv
 from psa.data.description import DatasetInfo
 from psa.data.generated import (
     COMMON_FACTORS,
     Block,
     GeneratedScenes,
-    camouflaged,
     draw_present,
-    from_hsv,
     padded,
     paint,
 )

@@ -128,7 +128,6 @@ def test_convert_keeps_scenes_by_objects(tmp_path, folder):
     [
         (["inspect", "nowhere"], "nowhere: expected a data set"),
         (["inspect", "sprites", "--out", "a.txt"], "--out a.txt: expected a file ending in .png"),
-        (["inspect", "mixture-2d", "--out", "a.png"], "mixture-2d holds points"),
         (["inspect", "FOLDER", "--size", "4by4"], "--size 4by4: expected a number of pixels, or HEIGHTxWIDTH"),
         (["inspect", "FOLDER", "--split", "dev"], "data.split"),
         (["inspect", "FOLDER", "--out", "FOLDER/images/000.png/a.png"], "cannot be written"),

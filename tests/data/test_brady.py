@@ -145,7 +145,7 @@ def test_what_is_no_archive_is_named(tmp_path):
             (tmp_path / name).write_bytes(data)
         with pytest.raises(DataError, match=rf"{name}.*: expected "):
             BradyScenes(tmp_path / name)
-        with pytest.raises(DataError, match=rf"{name}: expected a data set"):
+        with pytest.raises(DataError, match=rf"{name}.*: expected "):
             open_dataset(tmp_path / name)
 
 

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import tiny
-from formats import FORMATS
+from formats import FORMATS, POINTS
 from fuzzing import fuzz
 from layouts import write_voc
 
@@ -69,7 +69,7 @@ def folder(tmp_path_factory) -> Path:
     return tiny.write_folder(tmp_path_factory.mktemp("data") / "scenes", 30)
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", sorted({*FORMATS} - {*POINTS}))
 def test_every_layout_comes_back_as_it_was(tmp_path, listed, name):
     write, open_it = FORMATS[name]
     (tmp_path / "source").mkdir()
@@ -81,6 +81,17 @@ def test_every_layout_comes_back_as_it_was(tmp_path, listed, name):
     assert len(found) == len(original)
     for index in range(len(found)):
         assert_same(found[index], original[index])
+
+
+@pytest.mark.parametrize("name", ["TFRecord, GZIP", "COCO", "HDF5, converted"])
+def test_two_conversions_write_the_same_bytes(tmp_path, listed, name):
+    """With factors that are lacking, and with none; one process writes, so there is no number of workers."""
+    write, open_it = FORMATS[name]
+    (tmp_path / "source").mkdir()
+    write(tmp_path / "source")
+    for out in ("one.h5", "other.h5"):
+        convert(Conversion("x", listed(all=open_it(tmp_path / "source"))), tmp_path / out)
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "other.h5").read_bytes()
 
 
 @pytest.mark.parametrize("options", [{}, {"size": 8, "crop": "center"}], ids=["plain", "prepared"])

@@ -9,8 +9,8 @@ from fuzzing import fuzz
 from scipy.stats import chisquare, kstest
 
 from psa.data import DspritesScenes, MultiDsprites, MultiDspritesOptions, open_dataset
+from psa.data.colours import from_hsv
 from psa.data.dsprites_shapes import COUNTS, HEART, HEART_MIDDLE, ProceduralShapes
-from psa.data.generated import from_hsv
 from psa.data.multi_dsprites import FACTORS, VARIANTS
 from psa.errors import ConfigError, DataError
 

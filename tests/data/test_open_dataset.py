@@ -40,7 +40,7 @@ def test_folders_and_hdf5_files_open_by_path_with_the_same_options(folder, file)
 
 
 def test_a_name_that_is_nothing_says_what_is_accepted(tmp_path):
-    files = r"\.h5, \.hdf5, \.tfrecord, \.tfrecords, \.tar or \.npz"
+    files = r"\.h5, \.hdf5, \.tfrecord, \.tfrecords, \.tar, \.npz or \.npy"
     names = r"sprites, tetrominoes, multi-dsprites, mixture-2d"
     accepted = rf"expected a data set \({names}\), a folder of images, or a file ending in {files}, found "
     with pytest.raises(DataError, match=rf"^sprtes: {accepted}nothing of that name$"):
@@ -59,7 +59,7 @@ def test_unknown_splits_are_rejected(folder):
 
 
 def test_unknown_options_are_rejected_with_the_allowed_ones(folder, file):
-    allowed = "seed, num_scenes, size, min_objects, max_objects, background, min_visible, hues"
+    allowed = "seed, num_scenes, size, min_objects, max_objects, background, min_visible, hues, max_visible, camouflage"
     with pytest.raises(ConfigError, match=rf"^data\.colour: no such option for sprites, expected {allowed}$"):
         open_dataset("sprites", colour=3)
     for path in (folder, file):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 from sklearn.metrics import adjusted_rand_score
+from tolerances import FLOAT32, assert_close
 
 from psa.data import SpriteOptions, Sprites
 from psa.data.sprites import HUES
@@ -178,9 +179,52 @@ def test_continuous_hues_are_uniform_and_independent_of_each_other():
 
 
 def test_hues_change_nothing_that_is_drawn_before_them():
-    palette, continuous = (Sprites(SpriteOptions(size=16, hues=hues), num_scenes=64).factors for hues in HUES)
-    assert np.array_equal(palette["num_objects"], continuous["num_objects"])
-    assert np.array_equal(palette["size"], continuous["size"])
+    palette, *others = (Sprites(SpriteOptions(size=16, hues=hues), num_scenes=64).factors for hues in HUES)
+    for other in others:
+        assert np.array_equal(palette["num_objects"], other["num_objects"])
+        assert np.array_equal(palette["size"], other["size"])
+
+
+def test_unseen_hues_lie_half_way_between_those_of_the_palette():
+    hues = []
+    for name in ("palette", "unseen"):
+        factors = Sprites(SpriteOptions(size=8, hues=name), num_scenes=200).factors
+        hues.append(np.unique(factors["hue"][factors["visibility"] > 0].astype(np.float64)))
+    assert_close(hues[0] + 1 / 12, hues[1], FLOAT32)
+    assert len(hues[1]) == 6
+
+
+@pytest.mark.parametrize("max_objects", [2, 4])
+def test_one_object_at_least_is_hidden_as_much_as_asked_for_and_none_more(max_objects):
+    options = SpriteOptions(max_objects=max_objects, min_visible=0.25, max_visible=0.6)
+    for scene in Sprites(options, "test", num_scenes=60, seed=1):
+        count = int(scene.factors["num_objects"])
+        shown = [(scene.mask == e + 1).sum() / own_pixels(scene.factors, e, 32).sum() for e in range(count)]
+        assert min(shown) >= 0.25
+        assert count == 1 or min(shown) <= 0.6
+        assert sorted(scene.factors["depth"][:count]) == list(range(1, count + 1))
+
+
+def test_scenes_that_cannot_hide_as_much_are_refused_and_bounds_have_an_order():
+    with pytest.raises(ConfigError, match=r"^data\.max_objects: expected scenes whose objects show at least 0\.999 "):
+        Sprites(SpriteOptions(size=8, min_objects=2, max_objects=2, min_visible=0.999, max_visible=0.999), num_scenes=1)
+    with pytest.raises(ConfigError, match=r"^data\.max_visible: expected at least data\.min_visible, 0\.95, got 0\.5$"):
+        SpriteOptions(max_visible=0.5)
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_camouflage_leaves_that_share_less_of_the_contrast_and_nothing_else_changes(background):
+    plain, hidden = (Sprites(SpriteOptions(background=background, camouflage=c), num_scenes=40) for c in (0.0, 0.8))
+    assert np.array_equal(plain.masks, hidden.masks)
+    ground = plain.masks == 0
+    assert np.array_equal(plain.images[ground], hidden.images[ground])
+    for one, other in zip(plain, hidden, strict=True):
+        back = one.image[one.mask == 0][0].astype(np.float64)
+        for e in range(int(one.factors["num_objects"])):
+            full, left = (scene.image[scene.mask == e + 1][0] - back for scene in (one, other))
+            assert np.abs(left - 0.2 * full).max() <= 0.5  # bytes are rounded
+            assert (other.factors["color"][e] * 255).round().astype(np.uint8).tolist() == (back + left).tolist()
+    assert np.array_equal(plain.factors["hue"], hidden.factors["hue"])
 
 
 @pytest.mark.parametrize(
@@ -243,7 +287,7 @@ def test_info_counts_the_background_as_a_slot_and_source_names_the_scene():
         ({"min_objects": 3, "max_objects": 2}, r"^data\.min_objects: expected an integer from 1 to 2, got 3$"),
         ({"max_objects": 17}, r"^data\.max_objects: expected an integer from 1 to 16, got 17$"),
         ({"max_objects": True}, r"^data\.max_objects: expected an integer from 1 to 16, got True$"),
-        ({"hues": "all"}, r"^data\.hues: expected one of palette, continuous, got 'all'$"),
+        ({"hues": "all"}, r"^data\.hues: expected one of palette, continuous, unseen, got 'all'$"),
         ({"background": "pink"}, r"^data\.background: expected one of black, gray, colour, got 'pink'$"),
     ],
 )

@@ -93,7 +93,7 @@ def test_commands_show_long_work(terminal, tmp_path):
     assert "opening pictures" in terminal.getvalue()
 
 
-QUICK = {"HDF5", "HDF5, converted", "VOC", "VOC, classes"}  # one header, or lists of names
+QUICK = {"HDF5", "HDF5, converted", "VOC", "VOC, classes", "tokens"}  # one header, or lists of names
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in QUICK])

@@ -18,6 +18,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+READING = ("workers", "memory")  # fields of DataConfig that do not change what is read
+
+
 class DataConfig(Section):
     """``data``: where images come from. Fields left out take the data set's own defaults."""
 
@@ -36,10 +39,14 @@ class DataConfig(Section):
     camouflage: float | None = None
     shapes: str | None = None
     masks: str | None = None
+    workers: int = Field(default=0, ge=0, description="processes that read images ahead")
+    memory: float = Field(
+        default=2.0, ge=0, allow_inf_nan=False, description="GiB; images of a split that take more are not kept there"
+    )
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of ``psa.data.open_dataset``."""
-        return self.model_dump(exclude={"source"}, exclude_none=True)
+        return self.model_dump(exclude={"source", *READING}, exclude_none=True)
 
 
 class EncoderConfig(Section):

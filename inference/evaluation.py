@@ -9,12 +9,13 @@ from torch import Tensor
 
 from psa.inference.attention_masks import attention_masks
 from psa.inference.autoencoder import SlotAutoencoder
-from psa.inference.failures import Health, diagnose
-from psa.inference.images import ImageSet
+from psa.inference.failures import Health, HealthWatch
+from psa.inference.images import Images
 from psa.inference.objectives import held_out_objective
 from psa.inference.word_figures import WordCounts, WordFigures
 from psa.metrics import (
     BASELINES,
+    ImageScores,
     MaskScores,
     MaskSummary,
     SegmentationSummary,
@@ -95,9 +96,9 @@ def describe_objective(autoencoder: SlotAutoencoder) -> str:
 
 @torch.no_grad()
 def evaluate(
-    autoencoder: SlotAutoencoder, images: ImageSet, progress: Callable[[int], None] | None = None
+    autoencoder: SlotAutoencoder, images: Images, progress: Callable[[int], None] = lambda done: None
 ) -> Evaluation:
-    """Score a run on images, in chunks that fit memory.
+    """Score a run on images, a chunk at a time; of each image a few numbers are kept.
 
     Args:
         autoencoder: Its mode is left as it is; slots are read out at their means.
@@ -105,37 +106,39 @@ def evaluate(
         progress: Called with the number of images done.
     """
     num_slots = autoencoder.model.num_slots
-    labels, errors, reconstructions, objectives, decoded = [], [], [], [], []
+    watch = HealthWatch(num_slots)
+    errors, objectives, decoded, used, misses = [], [], [], [], []
     scores: dict[str, list[MaskScores]] = {}
     words = None if autoencoder.guide.code is None else WordCounts(autoencoder)
-    for start in range(0, len(images), CHUNK):
-        batch = images.batch(slice(start, start + CHUNK)).to(autoencoder.model.prior_loc)
-        posterior, slots, masks = autoencoder.encode(batch)
-        active = autoencoder.guide.active(posterior)
-        scene = autoencoder.decode(slots, active)
-        if active is not None:
-            decoded.append(active.cpu())
-        if words is not None:
-            words.add(batch, slots, active)
-        labels.append(autoencoder.labels(scene, masks).cpu())
-        reconstructions.append(scene.mean.cpu())
-        errors.append(mean_squared_error(scene.mean, batch).cpu())
-        objectives.append(held_out_objective(autoencoder, batch) * len(batch))
-        if images.masks is not None:
-            kinds = mask_kinds(autoencoder, posterior, scene) | {autoencoder.mask_kind: masks}
-            for kind, found in kinds.items():
-                scores.setdefault(kind, []).append(_scores(found, images, slice(start, start + CHUNK)))
-        if progress is not None:
-            progress(min(start + CHUNK, len(images)))
-    all_labels = torch.cat(labels)
-    used = slots_in_use(all_labels, num_slots)
+    with images.chunks(CHUNK) as chunks:
+        for chunk in chunks:
+            batch = chunk.batch(slice(None)).to(autoencoder.model.prior_loc)
+            posterior, slots, masks = autoencoder.encode(batch)
+            active = autoencoder.guide.active(posterior)
+            scene = autoencoder.decode(slots, active)
+            if active is not None:
+                decoded.append(active.cpu())
+            if words is not None:
+                words.add(batch, slots, active)
+            labels = autoencoder.labels(scene, masks).cpu()
+            watch.add(labels, chunk.batch(slice(None)), scene.mean.cpu())
+            errors.append(mean_squared_error(scene.mean, batch).cpu())
+            objectives.append(held_out_objective(autoencoder, batch) * len(batch))
+            used.append(slots_in_use(labels, num_slots))
+            if chunk.masks is not None:
+                misses.append(slot_count_error(used[-1], num_segments(chunk.masks, chunk.background)))
+                kinds = mask_kinds(autoencoder, posterior, scene) | {autoencoder.mask_kind: masks}
+                for kind, found in kinds.items():
+                    scored = score_masks(found.cpu(), chunk.masks, chunk.background, chunk.classes)
+                    scores.setdefault(kind, []).append(scored)
+            progress(sum(map(len, errors)))
     return Evaluation(
         segmentation=summarise([batch.images for batch in scores[autoencoder.mask_kind]]) if scores else None,
         mse=float(torch.cat(errors).mean()),
         objective=sum(objectives) / len(images),
-        slots_in_use=float(used.double().mean()),
-        slot_count_error=_count_error(used, images),
-        health=diagnose(all_labels, images.batch(slice(None)), torch.cat(reconstructions), num_slots),
+        slots_in_use=float(torch.cat(used).double().mean()),
+        slot_count_error=float(torch.cat(misses).double().mean()) if misses else None,
+        health=watch.health(),
         num_images=len(images),
         description=describe_objective(autoencoder),
         mask_kind=autoencoder.mask_kind,
@@ -151,33 +154,33 @@ def mask_kinds(autoencoder: SlotAutoencoder, posterior: SlotPosterior, scene: De
     return {"decoder": scene.masks} | ({} if attention is None else {"attention": attention})
 
 
-def _scores(masks: Tensor, images: ImageSet, part: slice) -> MaskScores:
-    assert images.masks is not None
-    classes = None if images.classes is None else images.classes[part]
-    return score_masks(masks.cpu(), images.masks[part], images.background, classes)
-
-
-def _measured(scores: Mapping[str, list[MaskScores]], images: ImageSet) -> dict[str, Any]:
-    if images.masks is None:
+def _measured(scores: Mapping[str, list[MaskScores]], images: Images) -> dict[str, Any]:
+    if not scores:
         return {}
     instances = images.label_kind == "instance"
     masks = {kind: summarise_masks(batches, instances) for kind, batches in scores.items()}
     return {"masks": masks, "background": images.background, "true_labels": images.label_kind}
 
 
-def _count_error(used: Tensor, images: ImageSet) -> float | None:
-    if images.masks is None:
-        return None
-    has_background = torch.isin(images.masks, torch.tensor(images.background, dtype=torch.int64)).flatten(1).any(1)
-    segments = num_objects(images.masks, images.background) + has_background
-    return float(slot_count_error(used, segments).double().mean())
+def num_segments(masks: Tensor, background: tuple[int, ...]) -> Tensor:
+    """The number of objects of each image, and one more where it has a background."""
+    has_background = torch.isin(masks, torch.tensor(background, dtype=torch.int64)).flatten(1).any(1)
+    return num_objects(masks, background) + has_background
 
 
-def evaluate_baselines(images: ImageSet, num_slots: int) -> dict[str, SegmentationSummary]:
+def evaluate_baselines(
+    images: Images, num_slots: int, progress: Callable[[int], None] = lambda done: None
+) -> dict[str, SegmentationSummary]:
     """Segmentations that need no learning, on the same images; empty without masks."""
-    if images.masks is None:
-        return {}
-    return {
-        name: summarise(score_images(segment(images.images, num_slots), images.masks, images.background))
-        for name, segment in BASELINES.items()
-    }
+    scores: dict[str, list[ImageScores]] = {name: [] for name in BASELINES}
+    done = 0
+    with images.chunks(CHUNK) as chunks:
+        for chunk in chunks:
+            if chunk.masks is None:
+                return {}
+            for name, segment in BASELINES.items():
+                labels = segment(chunk.images, num_slots)
+                scores[name].append(score_images(labels, chunk.masks, chunk.background))
+            done += len(chunk)
+            progress(done)
+    return {name: summarise(parts) for name, parts in scores.items()}

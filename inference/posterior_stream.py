@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -55,6 +56,10 @@ class SlotChunk:
     def __getitem__(self, index: slice | Tensor) -> "SlotChunk":
         return SlotChunk(self.weights[index], self.loc[index], self.var[index])
 
+    def to(self, device: torch.device) -> "SlotChunk":
+        """The same on a device."""
+        return SlotChunk(*(getattr(self, name).to(device) for name in NAMES))
+
 
 Source = Callable[[], Iterable[Chunk]] | str | Path
 
@@ -85,7 +90,7 @@ class SlotStream:
                 "source must be readable more than once: pass a callable that returns the chunks anew each time "
                 f"(lambda: encode(loader)), or the path of an HDF5 file, got a {type(source).__name__}"
             )
-        self._read = _file_reader(Path(source)) if isinstance(source, str | Path) else source
+        self._read = partial(read_chunks, Path(source)) if isinstance(source, str | Path) else source
         self._normalised = normalised
         self._num_images: int | None = None
 
@@ -153,14 +158,15 @@ def save_posteriors(source: Source, path: str | Path) -> None:
         ValueError: As :class:`SlotStream`.
     """
     stream = SlotStream(source)
+    write_atomically(Path(path), lambda temporary: write_chunks(stream, temporary))
 
-    def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
-            for chunk in stream:
-                for name in NAMES:
-                    _append(file, name, getattr(chunk, name))
 
-    write_atomically(Path(path), write)
+def write_chunks(chunks: Iterable[SlotChunk], path: Path) -> None:
+    """Write chunks as they come, unchecked, to a file that :func:`read_chunks` reads."""
+    with h5py.File(path, "w") as file:
+        for chunk in chunks:
+            for name in NAMES:
+                _append(file, name, getattr(chunk, name))
 
 
 def _append(file: h5py.File, name: str, tensor: Tensor) -> None:
@@ -174,21 +180,22 @@ def _append(file: h5py.File, name: str, tensor: Tensor) -> None:
     dataset[-len(array) :] = array
 
 
-def _file_reader(path: Path) -> Callable[[], Iterator[SlotChunk]]:
-    def read() -> Iterator[SlotChunk]:
-        """The chunks from the first on, of a file that is open only while they are read."""
-        with _reading(path), h5py.File(path, "r") as file:
-            datasets = [_dataset(path, file, name) for name in NAMES]
-            loc = datasets[1]
-            for name, dataset in zip(NAMES, datasets, strict=True):
-                if len(dataset) != len(loc):
-                    found = f"found {len(dataset)} in {name!r}"
-                    raise DataError(f"{path}: expected {len(loc)} images in every dataset, {found}")
-            rows = max(1, FILE_BYTES * len(loc) // max(1, loc.nbytes))
-            for first in range(0, len(loc), rows):
-                yield SlotChunk(*(torch.from_numpy(dataset[first : first + rows]) for dataset in datasets))
+def read_chunks(path: Path) -> Iterator[SlotChunk]:
+    """The chunks from the first on, of a file that is open only while they are read.
 
-    return read
+    Raises:
+        DataError: If it is no file of posteriors.
+    """
+    with _reading(path), h5py.File(path, "r") as file:
+        datasets = [_dataset(path, file, name) for name in NAMES]
+        loc = datasets[1]
+        for name, dataset in zip(NAMES, datasets, strict=True):
+            if len(dataset) != len(loc):
+                found = f"found {len(dataset)} in {name!r}"
+                raise DataError(f"{path}: expected {len(loc)} images in every dataset, {found}")
+        rows = max(1, FILE_BYTES * len(loc) // max(1, loc.nbytes))
+        for first in range(0, len(loc), rows):
+            yield SlotChunk(*(torch.from_numpy(dataset[first : first + rows]) for dataset in datasets))
 
 
 def _dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:

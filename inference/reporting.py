@@ -12,7 +12,7 @@ import torch
 import psa
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.evaluation import Evaluation
-from psa.inference.images import ImageSet
+from psa.inference.images import Images
 from psa.inference.word_figures import WordFigures
 from psa.metrics import SegmentationSummary, foreground_ari
 from psa.report import MetricRow, ReportContent, RunsTable, SceneView, Verdict, decomposition_figure, write_report
@@ -46,14 +46,15 @@ PICTURES = {
 }
 
 
-def scene_views(autoencoder: SlotAutoencoder, images: ImageSet, count: int = 8) -> list[SceneView]:
+def scene_views(autoencoder: SlotAutoencoder, images: Images, count: int = 8) -> list[SceneView]:
     """The first images of a set, and what the model made of them."""
-    chosen = images.images[:count]
+    first = images.first(count).in_memory()
+    chosen = first.images
     posterior, slots, masks = autoencoder.encode(chosen)
     scene = autoencoder.decode(slots, autoencoder.guide.active(posterior))
     score = None
-    if images.masks is not None:
-        score = foreground_ari(autoencoder.labels(scene, masks), images.masks[:count], images.background)
+    if first.masks is not None:
+        score = foreground_ari(autoencoder.labels(scene, masks), first.masks, first.background)
 
     def to_bytes(pictures: torch.Tensor) -> np.ndarray:
         return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()
@@ -62,7 +63,7 @@ def scene_views(autoencoder: SlotAutoencoder, images: ImageSet, count: int = 8) 
         SceneView(
             image=chosen[i].numpy(),
             reconstruction=to_bytes(scene.mean[i]),
-            true_mask=None if images.masks is None else images.masks[i].numpy(),
+            true_mask=None if first.masks is None else first.masks[i].numpy(),
             masks=masks[i].numpy(),
             slot_rgb=to_bytes(scene.rgb[i]),
             weights=posterior.weights[i].numpy(),
@@ -147,7 +148,7 @@ def verdicts(evaluation: Evaluation) -> list[Verdict]:
 def write_run_report(
     run: RunDirectory,
     autoencoder: SlotAutoencoder,
-    images: ImageSet,
+    images: Images,
     evaluation: Evaluation,
     baselines: Mapping[str, SegmentationSummary],
     *,

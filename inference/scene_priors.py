@@ -1,6 +1,9 @@
 """Building a run's prior over scenes from its data: an aggregate mixture a role, and how many objects there are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Bool
@@ -8,9 +11,9 @@ from torch import Tensor
 
 from psa.inference.aggregate import reduce
 from psa.inference.autoencoder import SlotAutoencoder
-from psa.inference.images import ImageSet
+from psa.inference.images import Images, ImageSet
 from psa.inference.keyed_noise import ImageNoise, Purpose
-from psa.inference.posterior_stream import SlotChunk, joined
+from psa.inference.posterior_stream import SlotChunk, joined, read_chunks, write_chunks
 from psa.inference.reduction import ReductionOptions
 from psa.models.aggregate import AggregatePrior
 from psa.models.scene_prior import BACKGROUND, EMPTY, OBJECT, ScenePrior
@@ -46,36 +49,61 @@ def _chunk(autoencoder: SlotAutoencoder, posterior: SlotPosterior) -> tuple[Slot
     return SlotChunk(posterior.weights, loc, scale.square()), every if active is None else active
 
 
+class SlotSpread:
+    """The variance of all slots' means, an average over features, from slots that come a chunk at a time."""
+
+    def __init__(self) -> None:
+        self._origin: Tensor | None = None
+        self._count = 0
+        # Of loc - origin, in float64, so that slots that are all alike have no variance.
+        self._sum: Tensor | float = 0.0
+        self._square: Tensor | float = 0.0
+
+    def add(self, chunk: SlotChunk) -> SlotChunk:
+        """Count a chunk in, and return it."""
+        loc = chunk.loc.flatten(0, 1)
+        self._origin = loc[0] if self._origin is None else self._origin
+        away = (loc - self._origin).double()
+        self._count += len(loc)
+        self._sum, self._square = self._sum + away.sum(0), self._square + away.square().sum(0)
+        return chunk
+
+    def floored(self, chunk: SlotChunk) -> SlotChunk:
+        """The chunk, each variance at least a millionth of that of all slots: a point is a narrow Gaussian."""
+        mean, square = (torch.as_tensor(total) / self._count for total in (self._sum, self._square))
+        spread = float((square - mean.square()).mean())
+        least = LEAST_SCALE**2 * max(spread, torch.finfo(chunk.var.dtype).tiny)
+        return SlotChunk(chunk.weights, chunk.loc, chunk.var.clamp(min=least))
+
+
 def with_variance(chunk: SlotChunk) -> SlotChunk:
-    """The same, each variance at least a millionth of all slots': a point is a narrow Gaussian."""
-    spread = chunk.loc.flatten(0, 1).var(0, correction=0).mean()
-    least = LEAST_SCALE**2 * float(spread.clamp(min=torch.finfo(spread.dtype).tiny))
-    return SlotChunk(chunk.weights, chunk.loc, chunk.var.clamp(min=least))
+    """A chunk that holds all slots, floored."""
+    spread = SlotSpread()
+    return spread.floored(spread.add(chunk))
 
 
 @torch.no_grad()
-def fit_slot_prior(autoencoder: SlotAutoencoder, images: ImageSet, limit: int = 2048) -> None:
+def fit_slot_prior(autoencoder: SlotAutoencoder, images: Images, limit: int = 2048) -> None:
     """Set p(s) to the mean and variance of the training images' slots: what a run without a KL leaves untrained."""
-    spans = _spans(min(limit, len(images)))
-    slots = torch.cat([slot_posteriors(autoencoder, images.batch(span), span.start)[0].loc for span in spans]).flatten(
-        0, 1
-    )
+    with images.first(limit).chunks(CHUNK) as sets:
+        slots = torch.cat([chunk.loc for chunk, _ in _encoded(autoencoder, sets)]).flatten(0, 1)
     autoencoder.model.prior_loc.copy_(slots.mean(0))
     autoencoder.model.prior_log_scale.copy_(slots.std(0, correction=0).clamp(min=1e-6).log())
 
 
 @torch.no_grad()
 def slot_aggregate(
-    autoencoder: SlotAutoencoder, images: ImageSet, num_components: int, limit: int, seed: int = 0
+    autoencoder: SlotAutoencoder, images: Images, num_components: int, limit: int, seed: int = 0
 ) -> AggregatePrior:
     """The aggregate of all slots of the first images, each slot of the same weight, reduced to G components.
 
     With equal weights, not the paper's pi / M, it is the prior that the average KL(q(s_k | x) || p(s)) asks for: every
     slot has its KL, whatever its weight. Slots that a rule does not decode have none, and are left out.
     """
-    found = [slot_posteriors(autoencoder, images.batch(span), span.start, seed) for span in _spans(limit)]
-    chunks, active = zip(*found, strict=True)
-    prior = _reduced(with_variance(joined(list(chunks))), torch.cat(active), num_components, seed)
+    with images.first(limit).chunks(CHUNK) as sets:
+        chunks, active = zip(*_encoded(autoencoder, sets, seed), strict=True)
+    slots = _of_role(with_variance(joined(list(chunks))), torch.cat(active), True)
+    prior = _reduced(lambda: [slots], min(num_components, len(slots)), seed)
     prior.num_images = limit
     return prior
 
@@ -83,7 +111,7 @@ def slot_aggregate(
 @torch.no_grad()
 def build_scene_prior(
     autoencoder: SlotAutoencoder,
-    images: ImageSet,
+    images: Images,
     num_components: int = NUM_COMPONENTS,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
@@ -95,6 +123,8 @@ def build_scene_prior(
     are looked for at the means of q(s | x), not in draws: noise lends an empty slot a faint object here and there,
     which would be drawn as one, and smears the counts.
 
+    The slots of all images are kept in a temporary file, 4 K (2 D + 1) bytes an image, and their roles in memory.
+
     Args:
         autoencoder: A run; its mode is not changed.
         images: The training images, M of them.
@@ -104,39 +134,74 @@ def build_scene_prior(
 
     Returns:
         The prior, on the run's device.
+
+    Raises:
+        OSError: If there is no room for the file.
     """
-    parts, roles = [], []
-    for span in _spans(len(images)):
-        posterior = _posterior(autoencoder, images.batch(span), span.start)
-        chunk, active = _chunk(autoencoder, posterior)
-        found = autoencoder.roles(posterior, chunk.loc)
-        role = OBJECT * found.objects.long() + BACKGROUND * found.is_background.long()
-        roles.append(role.masked_fill(~active, NOT_DECODED))
-        parts.append(chunk)
-        progress(span.stop)
-    chunk, role = with_variance(joined(parts)), torch.cat(roles)
-    num_slots = role.shape[1]
-    counts = torch.bincount((role == OBJECT).sum(1), minlength=num_slots)[:num_slots]
-    few = max(1, num_components // 4)
-    wanted = {EMPTY: few, BACKGROUND: few, OBJECT: num_components}
-    found_priors = {
-        which: _reduced(chunk, role == which, number, seed) for which, number in wanted.items() if (role == which).any()
-    }
+    roles: list[Tensor] = []
+    spread = SlotSpread()
+
+    def with_roles(sets: Iterator[ImageSet]) -> Iterator[SlotChunk]:
+        done = 0
+        for part in sets:
+            posterior = _posterior(autoencoder, part.images, done)
+            chunk, active = _chunk(autoencoder, posterior)
+            found = autoencoder.roles(posterior, chunk.loc)
+            role = OBJECT * found.objects.long() + BACKGROUND * found.is_background.long()
+            roles.append(role.masked_fill(~active, NOT_DECODED).to(torch.int8))
+            yield spread.add(chunk)
+            done += len(chunk)
+            progress(done)
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "slots.h5"
+        with images.chunks(CHUNK) as sets:
+            write_chunks(with_roles(sets), path)
+        role = torch.cat(roles)
+
+        def of_role(which: int) -> Iterator[SlotChunk]:
+            start = 0
+            for chunk in read_chunks(path):
+                here = role[start : start + len(chunk)]
+                start += len(chunk)
+                yield _of_role(spread.floored(chunk.to(role.device)), here, which)
+
+        few = max(1, num_components // 4)
+        wanted = {EMPTY: few, BACKGROUND: few, OBJECT: num_components}
+        num_slots = {which: int((role == which).sum()) for which in wanted}
+        found_priors = {
+            which: _reduced(partial(of_role, which), min(number, num_slots[which]), seed)
+            for which, number in wanted.items()
+            if num_slots[which]
+        }
+    counts = torch.bincount((role == OBJECT).sum(1), minlength=role.shape[1])[: role.shape[1]]
     return ScenePrior(
-        _union([(prior, float((role == which).double().sum())) for which, prior in found_priors.items()], len(role)),
-        torch.cat([role.new_full((prior.num_components,), which) for which, prior in found_priors.items()]),
+        _union([(prior, float(num_slots[which])) for which, prior in found_priors.items()], len(role)),
+        torch.cat(
+            [role.new_full((prior.num_components,), which, dtype=torch.int64) for which, prior in found_priors.items()]
+        ),
         counts / counts.sum(),
     )
 
 
-def _spans(limit: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK, limit)) for start in range(0, limit, CHUNK)]
+def _encoded(
+    autoencoder: SlotAutoencoder, sets: Iterator[ImageSet], epoch: int = 0
+) -> Iterator[tuple[SlotChunk, Bool[Tensor, "batch slots"]]]:
+    """``slot_posteriors`` of chunks of the data set, from its first image on."""
+    first = 0
+    for part in sets:
+        yield slot_posteriors(autoencoder, part.images, first, epoch)
+        first += len(part)
 
 
-def _reduced(chunk: SlotChunk, keep: Tensor, num_components: int, seed: int) -> AggregatePrior:
-    loc, var = chunk.loc[keep][:, None], chunk.var[keep][:, None]
-    slots = SlotChunk(torch.ones_like(loc[..., 0]), loc, var)
-    return reduce(lambda: [slots], min(num_components, len(loc)), options=ReductionOptions(seed=seed))
+def _of_role(chunk: SlotChunk, roles: Tensor, which: int) -> SlotChunk:
+    """The slots of one role, each as an image of its own with one slot of weight 1."""
+    loc, var = chunk.loc[roles == which][:, None], chunk.var[roles == which][:, None]
+    return SlotChunk(torch.ones_like(loc[..., 0]), loc, var)
+
+
+def _reduced(slots: Callable[[], Iterable[SlotChunk]], num_components: int, seed: int) -> AggregatePrior:
+    return reduce(slots, num_components, options=ReductionOptions(seed=seed))
 
 
 def _union(priors: list[tuple[AggregatePrior, float]], num_images: int) -> AggregatePrior:

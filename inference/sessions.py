@@ -1,20 +1,21 @@
 """A whole run from a configuration: open the data, train, evaluate, write the page."""
 
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from psa.data import DATASETS, SceneDataset, collate, open_dataset
+from psa.data import DATASETS, SceneDataset, open_dataset
 from psa.errors import ConfigError, DataError, RunError
 from psa.files import NO_ROOM
 from psa.inference.autoencoder import SlotAutoencoder, build_autoencoder
-from psa.inference.config import DataConfig, RunConfig, override, parse_config
+from psa.inference.config import READING, DataConfig, RunConfig, override, parse_config
 from psa.inference.encoders.cnn import MIN_IMAGE_SIZE
 from psa.inference.evaluation import Evaluation, evaluate, evaluate_baselines
-from psa.inference.images import ImageSet, read_images
+from psa.inference.images import ClassedImages, Images, ImageSet, ImageStream, read_images
 from psa.inference.reporting import write_run_report
 from psa.inference.scene_priors import build_scene_prior
 from psa.inference.training import Progress, Trainer, seed_everything
@@ -22,6 +23,7 @@ from psa.metrics import SegmentationSummary
 from psa.report import RunsTable
 from psa.runs import RunDirectory, load_tensors
 
+GIB = 1 << 30
 NUM_TRAINING = 16_000
 # About three quarters of the sprite scenes have two objects or more: 1,400 hold over 1,000 of them.
 NUM_EVALUATED = 1_400
@@ -60,13 +62,20 @@ def prepared_as(autoencoder: SlotAutoencoder, source: str | None) -> DataConfig:
     own = autoencoder.config.data
     if source is None or source == own.source:
         return own
+    reading = own.model_dump(include=set(READING))
     if source == "sprites":  # square, and never cropped
-        return DataConfig(source=source, size=autoencoder.size[0])
-    return DataConfig(source=source, size=autoencoder.size, crop=own.crop)
+        return DataConfig(source=source, size=autoencoder.size[0], **reading)
+    return DataConfig(source=source, size=autoencoder.size, crop=own.crop, **reading)
 
 
-def run_images(autoencoder: SlotAutoencoder, data: DataConfig, split: str, limit: int | None = None) -> ImageSet:
-    """The first images of a split, which a run must be able to encode.
+def training_images(dataset: SceneDataset, data: DataConfig) -> Images:
+    """All images of a data set: in memory where they fit ``data.memory``, otherwise read whenever they are needed."""
+    images = ImageStream(dataset, workers=data.workers)
+    return images.in_memory() if images.num_bytes <= data.memory * GIB else images
+
+
+def stream_images(autoencoder: SlotAutoencoder, data: DataConfig, split: str, limit: int | None = None) -> ImageStream:
+    """The first images of a split, which a run must be able to encode, read whenever they are needed.
 
     Args:
         autoencoder: The run.
@@ -78,20 +87,24 @@ def run_images(autoencoder: SlotAutoencoder, data: DataConfig, split: str, limit
         DataError: If the images cannot be read, or are not of the run's size.
         ConfigError: If an option does not fit the source.
     """
-    images = read_images(open_split(data, split), limit)
+    images = ImageStream(open_split(data, split), limit, data.workers)
     if images.size != tuple(autoencoder.size):
         (height, width), (rows, columns) = autoencoder.size, images.size
         raise DataError(f"{data.source}: expected images of {height} x {width} as the run's, got {rows} x {columns}")
     return images
 
 
-def with_classes(images: ImageSet, data: DataConfig, split: str) -> ImageSet:
+def with_classes(images: Images, data: DataConfig, split: str) -> Images:
     """The images with the masks of their classes too, where the data set has them beside those of its objects."""
-    if images.classes is not None or "class" not in open_split(data, split).mask_options:
+    if images.label_kind == "class" or "class" not in open_split(data, split).mask_options:
         return images
     other = open_split(data.model_copy(update={"masks": "class"}), split)
-    classes = collate(other.__getitems__(range(len(images)))).masks
-    return images if classes is None else replace(images, classes=classes.to(torch.int16))
+    return ClassedImages(images, ImageStream(other, len(images), data.workers))
+
+
+def run_images(autoencoder: SlotAutoencoder, data: DataConfig, split: str, limit: int | None = None) -> ImageSet:
+    """The same in memory."""
+    return stream_images(autoencoder, data, split, limit).in_memory()
 
 
 def open_trainer(config: RunConfig, run: RunDirectory | None, progress: Progress | None = None) -> Trainer:
@@ -107,7 +120,8 @@ def open_trainer(config: RunConfig, run: RunDirectory | None, progress: Progress
         autoencoder.to(config.training.device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"training.device: {config.training.device!r} is not to be had here ({error})") from None
-    images, held = read_images(training), read_images(held_out, config.training.num_held_out)
+    images = training_images(training, config.data)
+    held = read_images(held_out, config.training.num_held_out, config.data.workers)
     return Trainer(autoencoder, images, held, config.training, run, progress)
 
 
@@ -155,9 +169,15 @@ def build_prior(
     Raises:
         PsaError: If the training images cannot be read, or the file cannot be written.
     """
-    images = run_images(autoencoder, autoencoder.config.data, "train")
+    images = stream_images(autoencoder, autoencoder.config.data, "train")
     seed = autoencoder.config.training.seed
-    prior = build_scene_prior(autoencoder, images, seed=seed, progress=lambda done: progress(done, len(images)))
+    try:
+        prior = build_scene_prior(autoencoder, images, seed=seed, progress=lambda done: progress(done, len(images)))
+    except OSError as error:
+        raise RunError(
+            f"{tempfile.gettempdir()}: expected room for the slots of {len(images)} images "
+            f"({error.strerror or error}); TMPDIR names another folder"
+        ) from None
     autoencoder.use_prior(prior)
     try:
         prior.save(run.prior, load_tensors(run.checkpoint)[1].get("step"))
@@ -176,11 +196,29 @@ class Outcome:
 
 
 def evaluate_run(
-    autoencoder: SlotAutoencoder, run: RunDirectory, data: DataConfig, split: str, runs: RunsTable | None = None
+    autoencoder: SlotAutoencoder,
+    run: RunDirectory,
+    data: DataConfig,
+    split: str,
+    runs: RunsTable | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Score a run on a split, and write its page and picture."""
-    images = with_classes(run_images(autoencoder, data, split), data, split)
-    outcome = Outcome(evaluate(autoencoder, images), evaluate_baselines(images, autoencoder.model.num_slots))
+    """Score a run on a split, and write its page and picture.
+
+    Args:
+        autoencoder: The run, as its checkpoint has it.
+        run: Where it is from, and where its page goes.
+        data: Where the images come from; see :func:`prepared_as`.
+        split: train, val, test, or all of a folder or file.
+        runs: For the page: the runs that it was chosen among.
+        progress: Called with the number of images done, and of all; with masks each is looked at twice.
+    """
+    images = with_classes(stream_images(autoencoder, data, split), data, split)
+    once = len(images)
+    total = once * (1 + images.has_masks)
+    evaluation = evaluate(autoencoder, images, lambda done: progress(done, total))
+    num_slots = autoencoder.model.num_slots
+    outcome = Outcome(evaluation, evaluate_baselines(images, num_slots, lambda done: progress(once + done, total)))
     title = f"{autoencoder.config.slots.variant} on {data.source} ({split})"
     write_run_report(run, autoencoder, images, outcome.evaluation, outcome.baselines, title=title, runs=runs)
     return outcome

@@ -15,7 +15,7 @@ from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.checkpoints import TrainingState, finite_weights, load_checkpoint, save_checkpoint
 from psa.inference.config import TrainingConfig
 from psa.inference.held_out import held_out_row
-from psa.inference.images import Batches, ImageSet, ImagesInMemory, StepImages
+from psa.inference.images import Batches, Images, ImageSet, StepImages
 from psa.inference.interrupts import Interrupted, deferred_interrupts
 from psa.inference.keyed_noise import ImageNoise
 from psa.inference.objectives import objective
@@ -53,7 +53,7 @@ class Trainer:
     """
 
     autoencoder: SlotAutoencoder
-    images: ImageSet
+    images: Images
     held_out: ImageSet
     config: TrainingConfig
     run: RunDirectory | None = None
@@ -65,7 +65,7 @@ class Trainer:
         self._parameters = list(self.autoencoder.parameters())
         self._state = TrainingState(self.autoencoder, build_optimiser(self._parameters, self.config))
         batches = Batches(len(self.images), self.config.batch_size, self.config.seed)
-        self._source: StepImages = ImagesInMemory(self.images, batches)
+        self._source = StepImages(self.images, batches)
 
     @property
     def step(self) -> int:
@@ -85,7 +85,7 @@ class Trainer:
         self.autoencoder.train()
         start = process_time()
         last = self.config.steps if until is None else min(until, self.config.steps)
-        with deferred_interrupts() as caught:
+        with deferred_interrupts() as caught, self._source:
             if self.step == 0:
                 self.save()  # so that a run that fails early can be gone on with
             while self.step < last:
@@ -108,8 +108,9 @@ class Trainer:
     def train_steps(self, count: int) -> None:
         """Some steps and nothing else, for measurements."""
         self.autoencoder.train()
-        for _ in range(count):
-            self._train_step()
+        with self._source:
+            for _ in range(count):
+                self._train_step()
 
     def _require(self, finite: bool, what: str) -> None:
         if not finite:
@@ -203,7 +204,7 @@ class Trainer:
 
 def fit(
     autoencoder: SlotAutoencoder,
-    images: ImageSet,
+    images: Images,
     held_out: ImageSet,
     config: TrainingConfig,
     run: RunDirectory | None = None,

@@ -93,12 +93,12 @@ def with_error(value: float | None, error: float | None, digits: int) -> str:
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A folder on the same disk as ``out`` for what is not complete yet; afterwards it is gone.
+    """A folder on the same disk as ``out``, a folder or a file, for what is not complete yet; afterwards it is gone.
 
     Raises:
         ConfigError: If it, or ``out``, cannot be written.
     """
-    nearest = next(folder for folder in (out, *out.parents) if folder.exists())
+    nearest = next(folder for folder in (out, *out.parents) if folder.is_dir())
     try:
         with TemporaryDirectory(prefix=".psa-", dir=nearest) as folder:
             yield Path(folder)

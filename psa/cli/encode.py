@@ -1,17 +1,20 @@
 """``psa encode``."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 
 import psa
-from psa.cli.common import JsonOption, print_result, progress_bar
-from psa.data import collate, open_images
+from psa.cli.common import JsonOption, print_result, progress_bar, staged
+from psa.data import open_images
 from psa.errors import ConfigError
 from psa.files import write_atomically
+from psa.inference.autoencoder import SlotAutoencoder
+from psa.inference.images import ImageStream
+from psa.npz_columns import write_columns
 
 CHUNK = 64
 
@@ -30,31 +33,35 @@ def encode(
         raise ConfigError(f"--out {out}: expected a file ending in .npz")
     autoencoder = psa.load(run)
     dataset = open_images(path, size=autoencoder.size, crop=autoencoder.config.data.crop or "none")
-    slots, masks, weights = [], [], []
-    with progress_bar() as bar:
-        task = bar.add_task(f"encoding {path}", total=len(dataset), figures="")
-        for start in range(0, len(dataset), CHUNK):
-            index = range(start, min(start + CHUNK, len(dataset)))
-            posterior, chunk_slots, chunk_masks = autoencoder.encode(collate(dataset.__getitems__(index)).images)
-            slots.append(chunk_slots)
-            masks.append(chunk_masks)
-            weights.append(posterior.weights)
-            bar.update(task, completed=index.stop)
-    source = np.array([dataset.source(i) for i in range(len(dataset))])
+    images = ImageStream(dataset, workers=autoencoder.config.data.workers)
+    with progress_bar() as bar, staged(out) as stage:
+        task = bar.add_task(f"encoding {path}", total=len(images), figures="")
+        rows = _encoded(autoencoder, images, lambda done: bar.update(task, completed=done))
 
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as handle:
-            np.savez_compressed(
-                handle,
-                slots=torch.cat(slots).numpy(),
-                masks=torch.cat(masks).numpy(),
-                weights=torch.cat(weights).numpy(),
-                source=source,
-            )
+        def packing(done: int, total: int) -> None:
+            bar.update(task, description=f"packing {out}, bytes", completed=done, total=total)
 
-    try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, write)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
-    print_result({"out": str(out), "images": len(dataset), "slots": autoencoder.model.num_slots}, "psa encode", json)
+        write_atomically(out, lambda temporary: write_columns(temporary, rows, len(images), stage, packing))
+    print_result({"out": str(out), "images": len(images), "slots": autoencoder.model.num_slots}, "psa encode", json)
+
+
+def _encoded(
+    autoencoder: SlotAutoencoder, images: ImageStream, progress: Callable[[int], None]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Slots, masks, weights and sources, a chunk of images at a time."""
+    source = images.dataset.source
+    width = max(len(source(index)) for index in range(len(images)))  # of an array's strings, all of one length
+    done = 0
+    with images.chunks(CHUNK) as chunks:
+        for chunk in chunks:
+            posterior, slots, masks = autoencoder.encode(chunk.images)
+            span = range(done, done + len(chunk))
+            done = span.stop
+            yield {
+                "slots": slots.numpy(),
+                "masks": masks.numpy(),
+                "weights": posterior.weights.numpy(),
+                "source": np.array([source(index) for index in span], f"U{width}"),
+            }
+            progress(done)

@@ -17,7 +17,7 @@ from psa.cli.priors import build_with_progress
 from psa.errors import ConfigError
 from psa.inference.autoencoder import SCHEMES, SlotAutoencoder
 from psa.inference.sampling import ImageSlots, edited_scenes, image_slots
-from psa.inference.sessions import prepared_as, run_images
+from psa.inference.sessions import prepared_as, stream_images
 from psa.models.scene_prior import BACKGROUND, OBJECT, ROLES, ScenePrior, SlotDraw
 from psa.records import DecodedScene
 from psa.report.files import save
@@ -94,10 +94,10 @@ class _Images(NamedTuple):
         """The slots of the image of a number that a user gave."""
         if not text.isdecimal():
             raise ConfigError(f"{option}: expected the number of an image, got {text!r}")
-        images = run_images(self.autoencoder, prepared_as(self.autoencoder, self.data), self.split, int(text) + 1)
+        images = stream_images(self.autoencoder, prepared_as(self.autoencoder, self.data), self.split)
         if len(images) <= int(text):
             raise ConfigError(f"{option}: expected an image in 0..{len(images) - 1} of split {self.split}, got {text}")
-        found = image_slots(self.autoencoder, images.images[int(text)])
+        found = image_slots(self.autoencoder, images.pick([int(text)]).images[0])
         named = (f"{ROLES[role]} {', '.join(map(str, found.of_role(role))) or 'none'}" for role in (BACKGROUND, OBJECT))
         write_line(f"image {text} of {self.split}, its slots: {'; '.join(named)}; the others are empty")
         return found

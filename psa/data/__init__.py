@@ -17,6 +17,7 @@ from psa.data.prepare import Preparation
 from psa.data.shapestacks import ShapeStacksScenes
 from psa.data.splits import SPLITS, split_indices
 from psa.data.sprites import SpriteOptions, Sprites
+from psa.data.streaming import Indices, streamed
 from psa.data.tetrominoes import Tetrominoes, TetrominoOptions
 from psa.data.tfrecords import TfrecordScenes
 from psa.data.token_points import TokenPoints
@@ -35,6 +36,7 @@ __all__ = [
     "DspritesScenes",
     "FolderScenes",
     "Hdf5Scenes",
+    "Indices",
     "Mixture2d",
     "Mixture2dOptions",
     "MultiDsprites",
@@ -62,4 +64,5 @@ __all__ = [
     "open_dataset",
     "open_images",
     "split_indices",
+    "streamed",
 ]

@@ -4,11 +4,13 @@ An .npz of unnamed arrays: ``arr_0`` images, ``arr_1`` five factors an object, `
 masks.
 """
 
+from functools import cached_property
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 
 from psa.data.description import DatasetInfo, Scene, SceneDataset
 from psa.data.npz_arrays import array_names, map_array
@@ -38,10 +40,6 @@ class BradyScenes(SceneDataset):
     def __init__(self, path: str | Path, split: str = "train", preparation: Preparation | None = None) -> None:
         self._path = Path(path)
         self._preparation = preparation or Preparation()
-        names = array_names(self._path)
-        self._images = map_array(self._path, IMAGES)
-        self._factors = map_array(self._path, FACTORS) if FACTORS in names else None
-        self._counts = map_array(self._path, COUNTS) if COUNTS in names else None
         self._require_layout()
         self._rows = split_indices(len(self._images), split, str(path))
         self.info = DatasetInfo(
@@ -52,6 +50,25 @@ class BradyScenes(SceneDataset):
             num_slots=None if self._factors is None else self._factors.shape[1] + 1,
             factors=({} if self._factors is None else FACTOR_NAMES) | ({} if self._counts is None else COUNT_NAMES),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is mapped: another process maps the file for itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("_images", "_factors", "_counts")}
+
+    @cached_property
+    def _images(self) -> NDArray[Any]:
+        return map_array(self._path, IMAGES)
+
+    @cached_property
+    def _factors(self) -> NDArray[Any] | None:
+        return self._mapped(FACTORS)
+
+    @cached_property
+    def _counts(self) -> NDArray[Any] | None:
+        return self._mapped(COUNTS)
+
+    def _mapped(self, name: str) -> NDArray[Any] | None:
+        return map_array(self._path, name) if name in array_names(self._path) else None
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import h5py
 import numpy as np
@@ -63,6 +63,10 @@ class Hdf5Scenes(SceneDataset):
             **(converted.described if converted else {}),
         }
         self.info = DatasetInfo(kind="scenes", size=self._preparation.result_size(size[0], size[1]), **described)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is open: another process opens the file for itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("_file", "_arrays")}
 
     def __len__(self) -> int:
         return len(self._rows)

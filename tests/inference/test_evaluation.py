@@ -119,9 +119,9 @@ def test_both_kinds_of_masks_are_scored_and_the_background_is_named(trained, ima
 
 def test_classes_are_read_beside_objects_where_the_data_set_has_both(trained, tmp_path):
     data = prepared_as(trained, str(write_voc(tmp_path)))
-    instances = with_classes(run_images(trained, data, "test"), data, "test")
+    instances = with_classes(run_images(trained, data, "test"), data, "test").in_memory()
     data = data.model_copy(update={"masks": "class"})
-    classes = with_classes(run_images(trained, data, "test"), data, "test")
+    classes = with_classes(run_images(trained, data, "test"), data, "test").in_memory()
     assert torch.equal(instances.classes, classes.masks.to(torch.int16))
     labels = trained.encode(instances.images)[2].argmax(1)
     best = [mean_segmentation_covering(labels, truth.masks, truth.background).mean() for truth in (instances, classes)]

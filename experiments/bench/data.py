@@ -7,7 +7,7 @@ task read the same file, in turns.
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,10 @@ from psa.data.description import MapDataset
 from psa.data.record_framing import RecordFile
 from psa.data.tfrecords import read_features
 from psa.experiments.bench.record_files import RECORDS, write_records
+from psa.inference.images import Batches, Images, ImageStream, StepImages
 
 BATCH = 64
+STEPS = "images of training steps, HDF5, 64 x 64"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class DataProblem:
     num_stored: int = 5000
     num_records: Mapping[str, int] = field(default_factory=lambda: dict(RECORDS))
     num_drawn: int = 2560
-    workers: tuple[int, ...] = (0, 2)
+    workers: tuple[int, ...] = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class ReadCost:
 
     Attributes:
         task: What is done.
-        method: ``psa``, ``h5py`` or ``tfrecord``.
+        method: ``psa``, ``h5py``, ``tfrecord``, or ``memory`` of images that were read before.
         workers: Processes beside this one.
         scenes_per_second: By wall time.
         scenes_per_second_low, scenes_per_second_high: Slowest and fastest block.
@@ -153,7 +155,29 @@ def _bench_hdf5(problem: DataProblem, folder: Path, blocks: int, progress: Calla
                 for workers in problem.workers
             ]
             costs += _measure(contenders, blocks, progress)
-    return costs
+    return costs + _bench_steps(ImageStream(ours), problem.workers, blocks, progress)
+
+
+def _bench_steps(
+    images: ImageStream, workers: Sequence[int], blocks: int, progress: Callable[[str], None]
+) -> list[ReadCost]:
+    """The images of training steps, a block an epoch; workers are there from the block on that is not counted."""
+    with ExitStack() as opened:
+        kept = opened.enter_context(_steps(images.in_memory()))
+        contenders = [Contender(STEPS, "memory", partial(_step_epoch, kept))]
+        for number in workers:
+            source = opened.enter_context(_steps(ImageStream(images.dataset, workers=number)))
+            contenders.append(Contender(STEPS, "psa", partial(_step_epoch, source), number))
+        return _measure(contenders, blocks, progress)
+
+
+def _steps(images: Images) -> StepImages:
+    return StepImages(images, Batches(len(images), BATCH, seed=0))
+
+
+def _step_epoch(source: StepImages, block: int) -> int:
+    length = source.batches.per_epoch
+    return sum(len(source.batch(step).images) for step in range(block * length, (block + 1) * length))
 
 
 def _loader(dataset: SceneDataset | H5pyScenes, workers: int, shuffled: bool) -> "DataLoader[Scene]":

@@ -78,6 +78,8 @@ def test_the_command_gives_every_task_with_its_contenders(monkeypatch):
         ("HDF5, 64 x 64, in order", "psa"),
         ("HDF5, 64 x 64, random order", "h5py"),
         ("HDF5, 64 x 64, random order", "psa"),
+        ("images of training steps, HDF5, 64 x 64", "memory"),
+        ("images of training steps, HDF5, 64 x 64", "psa"),
         ("TFRecord, Tetrominoes", "tfrecord"),
         ("TFRecord, Tetrominoes", "psa"),
         ("TFRecord, GZIP, Tetrominoes", "tfrecord"),
@@ -92,7 +94,11 @@ def test_the_command_gives_every_task_with_its_contenders(monkeypatch):
 
 def test_of_other_processes_only_the_rate_is_told():
     costs = bench_data(DataProblem(3, {}, 1, (1,)), 1)
-    assert [(cost.method, cost.workers) for cost in costs] == [("h5py", 0), ("psa", 1)] * 2 + [("psa", 0)]
+    assert [(cost.method, cost.workers) for cost in costs] == [
+        *[("h5py", 0), ("psa", 1)] * 2,
+        *[("memory", 0), ("psa", 1)],
+        ("psa", 0),
+    ]
     for cost in costs:
         assert (cost.cpu_ms is None) == (cost.workers == 1)
         assert cost.scenes_per_second > 0

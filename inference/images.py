@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import tee
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,8 +121,8 @@ class ImageSet(Images):
 
     def part(self, index: Tensor | slice) -> "ImageSet":
         """Some of them; a slice is a view."""
-        kept = {name: None if (values := getattr(self, name)) is None else values[index] for name in TENSORS}
-        return replace(self, **kept)
+        kept: dict[str, Any] = {name: getattr(self, name) for name in TENSORS}
+        return replace(self, **{name: None if values is None else values[index] for name, values in kept.items()})
 
     def in_memory(self) -> "ImageSet":
         """Itself."""
@@ -182,53 +182,6 @@ class ImageStream(Images):
     def first(self, count: int) -> "ImageStream":
         """The first so many, or all where there are fewer."""
         return ImageStream(self.dataset, min(count, len(self)), self.workers)
-
-
-@dataclass(frozen=True)
-class ClassedImages(Images):
-    """Images with the masks of their objects and, from a second data set of the same images, those of their classes.
-
-    Attributes:
-        images: Those with objects.
-        classes: Those with classes.
-    """
-
-    images: Images
-    classes: Images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def background(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Mask labels that are no objects."""
-        return self.images.background
-
-    @property
-    def label_kind(self) -> str:  # type: ignore[override]
-        """What labels of masks stand for."""
-        return self.images.label_kind
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.images.size
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether there are masks of objects."""
-        return self.images.has_masks
-
-    @contextmanager
-    def stream(self, order: Iterable[Indices], with_masks: bool = True) -> Iterator[Iterator[ImageSet]]:
-        """The images of each list of indices, read twice."""
-        one, other = tee(order)
-        with self.images.stream(one, with_masks) as sets, self.classes.stream(other, with_masks) as classed:
-            yield (replace(part, classes=second.classes) for part, second in zip(sets, classed, strict=True))
-
-    def first(self, count: int) -> "ClassedImages":
-        """The first so many, or all where there are fewer."""
-        return ClassedImages(self.images.first(count), self.classes.first(count))
 
 
 def read_images(dataset: SceneDataset, limit: int | None = None, workers: int = 0) -> ImageSet:

@@ -12,10 +12,11 @@ from psa.data import DATASETS, SceneDataset, open_dataset
 from psa.errors import ConfigError, DataError, RunError
 from psa.files import NO_ROOM
 from psa.inference.autoencoder import SlotAutoencoder, build_autoencoder
+from psa.inference.classed_images import ClassedImages
 from psa.inference.config import READING, DataConfig, RunConfig, override, parse_config
 from psa.inference.encoders.cnn import MIN_IMAGE_SIZE
 from psa.inference.evaluation import Evaluation, evaluate, evaluate_baselines
-from psa.inference.images import ClassedImages, Images, ImageSet, ImageStream, read_images
+from psa.inference.images import Images, ImageSet, ImageStream, read_images
 from psa.inference.reporting import write_run_report
 from psa.inference.scene_priors import build_scene_prior
 from psa.inference.training import Progress, Trainer, seed_everything

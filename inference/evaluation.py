@@ -96,7 +96,7 @@ def describe_objective(autoencoder: SlotAutoencoder) -> str:
 
 @torch.no_grad()
 def evaluate(
-    autoencoder: SlotAutoencoder, images: Images, progress: Callable[[int], None] = lambda done: None
+    autoencoder: SlotAutoencoder, images: Images, progress: Callable[[int], object] = lambda done: None
 ) -> Evaluation:
     """Score a run on images, a chunk at a time; of each image a few numbers are kept.
 
@@ -169,7 +169,7 @@ def num_segments(masks: Tensor, background: tuple[int, ...]) -> Tensor:
 
 
 def evaluate_baselines(
-    images: Images, num_slots: int, progress: Callable[[int], None] = lambda done: None
+    images: Images, num_slots: int, progress: Callable[[int], object] = lambda done: None
 ) -> dict[str, SegmentationSummary]:
     """Segmentations that need no learning, on the same images; empty without masks."""
     scores: dict[str, list[ImageScores]] = {name: [] for name in BASELINES}

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int16, Int64, UInt8
 from torch import Tensor
 
 from psa.data import Indices, SceneBatch, SceneDataset, as_float, streamed
+from psa.progress import long_work
 
 READ_AT_ONCE = 64
 MASK_BYTES = 8  # of a pixel, int64
@@ -66,7 +67,7 @@ class Images(ABC):
         """All of them."""
         held: dict[str, Tensor] = {}
         done = 0
-        with self.chunks(READ_AT_ONCE) as sets:
+        with self.chunks(READ_AT_ONCE) as sets, long_work("reading images", len(self)) as tell:
             for part in sets:
                 tensors = {name: values for name in TENSORS if (values := getattr(part, name)) is not None}
                 for name, values in tensors.items():
@@ -74,6 +75,7 @@ class Images(ABC):
                         held[name] = values.new_empty((len(self), *values.shape[1:]))
                     held[name][done : done + len(part)] = values
                 done += len(part)
+                tell(done)
         return ImageSet(held["images"], held.get("masks"), self.background, self.label_kind, held.get("classes"))
 
 

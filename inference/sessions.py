@@ -21,6 +21,7 @@ from psa.inference.reporting import write_run_report
 from psa.inference.scene_priors import build_scene_prior
 from psa.inference.training import Progress, Trainer, seed_everything
 from psa.metrics import SegmentationSummary
+from psa.progress import long_work
 from psa.report import RunsTable
 from psa.runs import RunDirectory, load_tensors
 
@@ -202,24 +203,13 @@ def evaluate_run(
     data: DataConfig,
     split: str,
     runs: RunsTable | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Score a run on a split, and write its page and picture.
-
-    Args:
-        autoencoder: The run, as its checkpoint has it.
-        run: Where it is from, and where its page goes.
-        data: Where the images come from; see :func:`prepared_as`.
-        split: train, val, test, or all of a folder or file.
-        runs: For the page: the runs that it was chosen among.
-        progress: Called with the number of images done, and of all; with masks each is looked at twice.
-    """
+    """Score a run on a split, and write its page and picture."""
     images = with_classes(stream_images(autoencoder, data, split), data, split)
-    once = len(images)
-    total = once * (1 + images.has_masks)
-    evaluation = evaluate(autoencoder, images, lambda done: progress(done, total))
-    num_slots = autoencoder.model.num_slots
-    outcome = Outcome(evaluation, evaluate_baselines(images, num_slots, lambda done: progress(once + done, total)))
+    once, num_slots = len(images), autoencoder.model.num_slots
+    with long_work(f"scoring {data.source}", once * (1 + images.has_masks)) as tell:
+        evaluation = evaluate(autoencoder, images, tell)
+        outcome = Outcome(evaluation, evaluate_baselines(images, num_slots, lambda done: tell(once + done)))
     title = f"{autoencoder.config.slots.variant} on {data.source} ({split})"
     write_run_report(run, autoencoder, images, outcome.evaluation, outcome.baselines, title=title, runs=runs)
     return outcome

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
@@ -123,8 +122,8 @@ class ImageSet(Images):
 
     def part(self, index: Tensor | slice) -> "ImageSet":
         """Some of them; a slice is a view."""
-        kept: dict[str, Any] = {name: getattr(self, name) for name in TENSORS}
-        return replace(self, **{name: None if values is None else values[index] for name, values in kept.items()})
+        masks, classes = (None if values is None else values[index] for values in (self.masks, self.classes))
+        return replace(self, images=self.images[index], masks=masks, classes=classes)
 
     def in_memory(self) -> "ImageSet":
         """Itself."""

@@ -1,7 +1,10 @@
 """Scenes in an order of the caller's, a batch at a time, read ahead by worker processes."""
 
 import copy
+import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -105,6 +108,15 @@ def _start(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """What was read and is not fetched keeps a process from ending by itself: a pipe is full, and nobody reads it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _death(dataset: SceneDataset, error: RuntimeError) -> DataError:

@@ -165,6 +165,26 @@ def test_only_the_main_process_is_stopped_by_signals_to_all():
         assert values(batches) == ones(30)[1:]
 
 
+def test_workers_do_not_outlive_a_main_process_that_is_killed():
+    read, write = os.pipe()
+    main = os.fork()
+    if main == 0:  # what is read ahead fills the pipe
+        with streamed(Numbered(), [range(50)] * 50, 2, start_method="fork") as batches:
+            next(batches)
+            os.write(write, " ".join(str(process.pid) for process in multiprocessing.active_children()).encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(main, 0)
+    left = [Path(f"/proc/{pid}/stat") for pid in os.read(read, 100).decode().split()]
+    os.close(read)
+    os.close(write)
+    assert len(left) == 2
+    deadline = time.monotonic() + 60
+    while left and time.monotonic() < deadline:  # one that ended and that nobody waits for is a zombie of init's
+        left = [file for file in left if file.exists() and file.read_text().rpartition(")")[2].split()[0] != "Z"]
+        time.sleep(0.05)
+    assert left == []
+
+
 def test_ctrl_c_in_the_midst_leaves_no_process():
     def interrupt(batch: SceneBatch) -> None:
         raise KeyboardInterrupt

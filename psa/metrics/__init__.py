@@ -5,6 +5,7 @@ from psa.metrics.detection import Detections, DetectionScores, average_precision
 from psa.metrics.foreground import ForegroundOverlap, foreground_overlap
 from psa.metrics.identifiability import Identifiability, smcc
 from psa.metrics.mask_summary import MaskScores, MaskSummary, score_masks, summarise_masks
+from psa.metrics.probes import ObjectFactors, ProbeScores, probe_slots, slots_of_objects
 from psa.metrics.redundancy import mean_squared_correlation
 from psa.metrics.segmentation import (
     adjusted_rand_index,
@@ -15,11 +16,13 @@ from psa.metrics.segmentation import (
     slot_count_error,
     slots_in_use,
 )
+from psa.metrics.sets import THRESHOLDS, ObjectSets, set_average_precision
 from psa.metrics.slot_scores import MeanCorrelation, SlotIdentifiability, mcc, sis
 from psa.metrics.summary import ImageScores, SegmentationSummary, score_images, summarise
 
 __all__ = [
     "BASELINES",
+    "THRESHOLDS",
     "DetectionScores",
     "Detections",
     "ForegroundOverlap",
@@ -28,6 +31,9 @@ __all__ = [
     "MaskScores",
     "MaskSummary",
     "MeanCorrelation",
+    "ObjectFactors",
+    "ObjectSets",
+    "ProbeScores",
     "SegmentationSummary",
     "SlotIdentifiability",
     "adjusted_rand_index",
@@ -41,13 +47,16 @@ __all__ = [
     "mean_squared_correlation",
     "mean_squared_error",
     "num_objects",
+    "probe_slots",
     "quadrants",
     "score_detections",
     "score_images",
     "score_masks",
+    "set_average_precision",
     "sis",
     "slot_count_error",
     "slots_in_use",
+    "slots_of_objects",
     "smcc",
     "summarise",
     "summarise_masks",

@@ -156,7 +156,7 @@ def test_gradients_are_finite_differences_of_double_precision():
 def test_a_slot_of_tiny_mass_has_the_mean_of_its_tokens_and_one_of_none_is_empty():
     given = problem(1, 40, 4, 3, seed=3)
     given.natural[0, 1, -1] -= 60.0
-    given.natural[0, 2, -1] -= 120.0
+    given.natural[0, 2, -1] -= 96.0
     given.natural[0, 3, -1] = -torch.inf
     values, gradients = with_gradients(given, lambda p: found(p))
     true = expected(given.in_double())

@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,8 @@ def streamed(
         multiprocessing_context=start_method if workers else None,
         generator=torch.Generator(),  # or the loader would take a number from the one that slots are drawn with
     )
-    batches = _batches(loader)
+    started: list[BaseProcess] = []
+    batches = _batches(loader, started)
     try:
         yield batches
     except BaseException as error:
@@ -69,10 +71,16 @@ def streamed(
         raise
     finally:
         batches.close()
+        for process in started:  # the loader has asked each to end, and waited for seconds
+            process.kill()
+            process.join()
 
 
-def _batches(loader: Iterable[Arrays | PsaError]) -> Generator[SceneBatch]:
-    for read in loader:
+def _batches(loader: Iterable[Arrays | PsaError], started: list[BaseProcess]) -> Generator[SceneBatch]:
+    others = set(multiprocessing.active_children())
+    reads = iter(loader)
+    started += set(multiprocessing.active_children()) - others
+    for read in reads:
         if isinstance(read, PsaError):
             raise read
         image, mask = read

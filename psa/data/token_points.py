@@ -1,7 +1,8 @@
 """Files of tokens as a data set of points: .npy or .npz, numbers (images, tokens, features), perhaps with labels."""
 
+from functools import cached_property
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int64
@@ -21,11 +22,21 @@ class TokenPoints(PointsDataset):
     def __init__(self, path: str | Path, split: str = "train") -> None:
         self._path = Path(path)
         require_file(self._path)
-        self._tokens = map_tokens(self._path)
-        self._labels = self._checked_labels()
         self._rows = split_indices(len(self._tokens), split, str(path))
         most = None if self._labels is None else int(self._labels.max())
         self.info = DatasetInfo("points", self._path.stem, None, (), None if most is None else most + 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is mapped: another process maps the file for itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("_tokens", "_labels")}
+
+    @cached_property
+    def _tokens(self) -> NDArray[Any]:
+        return map_tokens(self._path)
+
+    @cached_property
+    def _labels(self) -> NDArray[np.integer] | None:
+        return self._checked_labels()
 
     def __len__(self) -> int:
         return len(self._rows)

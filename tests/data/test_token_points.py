@@ -1,5 +1,6 @@
 import io
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -29,6 +30,15 @@ def test_images_and_their_labels_are_read_and_divided(tmp_path, deflated):
         part.source(i) for part in (open_dataset(path, s) for s in ("train", "val", "test")) for i in range(len(part))
     ]
     assert sorted(sources) == [f"{path}[{i}]" for i in range(5)]
+
+
+def test_another_process_maps_the_file_for_itself(tmp_path):
+    for path in (write_tokens(tmp_path / "a.npz"), write_tokens(tmp_path / "a.npy")):
+        dataset = TokenPoints(path, "all")
+        first = dataset[0]
+        sent = pickle.dumps(dataset)
+        assert TOKENS.tobytes()[:40] not in sent
+        np.testing.assert_array_equal(pickle.loads(sent)[0].tokens, first.tokens)
 
 
 def test_tokens_are_those_that_psa_slots_reads(tmp_path):

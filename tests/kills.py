@@ -97,7 +97,7 @@ def uninterrupted(start: Start, path: Path, steps: int) -> Whole:
     run = RunDirectory(path)
     process = start("train", "--out", path, *settings(steps))
     begun = _when(process, (path / LOCK).exists)
-    trained = _when(process, lambda: bool(run.read_metrics()) and run.read_metrics()[-1]["step"] == steps)
+    trained = _when(process, lambda: f'"step": {steps},'.encode() in _end(run.metrics))
     _when(process, lambda: process.poll() is not None)
     assert process.poll() == 0
     return Whole(run, trained - begun, time.monotonic() - trained)
@@ -176,10 +176,15 @@ def curves(run: RunDirectory) -> list[str]:
     return [line for line in run.report.read_text().splitlines() if " UTC" not in line]
 
 
+def _end(path: Path) -> bytes:
+    """A file's last line or so."""
+    return path.read_bytes()[-300:] if path.exists() else b""
+
+
 def _when(process: Process, happened: Callable[[], bool]) -> float:
     while not happened():
         assert process.poll() in (None, 0), process.poll()
         if process.poll() == 0 and not happened():
             break
-        time.sleep(0.005)
+        time.sleep(0.02)
     return time.monotonic()

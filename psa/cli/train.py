@@ -51,7 +51,8 @@ def train(
         autoencoder = psa.load(out)
         outcome = evaluate_run(autoencoder, run, autoencoder.config.data, "test")
         build_with_progress(autoencoder, run)
-    print_result({"run": str(out), **summary(outcome, run), "skipped": trainer.skipped}, f"psa train: {out}", json)
+    skipped = run.read_metrics()[-1].get("skipped", 0)
+    print_result({"run": str(out), **summary(outcome, run), "skipped": skipped}, f"psa train: {out}", json)
 
 
 @contextmanager
@@ -61,7 +62,7 @@ def _how_to_go_on(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        raise Stopped(f"{error}; the checkpoint is written. Go on with: {again}") from None
+        raise Stopped(f"{str(error) or 'interrupted'}; the checkpoint is written. Go on with: {again}") from None
     except KeyboardInterrupt:
         if not run.config.exists():
             raise

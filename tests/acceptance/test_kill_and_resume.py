@@ -12,7 +12,7 @@ from kills import EVERY, assert_as_if_nothing_happened, draw_delay, finish, go_o
 
 from psa.runs import RunDirectory, load_tensors
 
-STEPS = 600
+STEPS = 200
 KILLS = 20
 
 
@@ -55,7 +55,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_keeps_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(small_disk, tmp_path):
-    settings = tiny.options([*tiny.SETTINGS, *tiny.SPRITES, "training.steps=400", "training.evaluate_every=1"])
+    settings = tiny.options([*tiny.SETTINGS, *tiny.SPRITES, "training.steps=200", "training.evaluate_every=1"])
     elsewhere = tmp_path / "whole"
     whole, run = RunDirectory(elsewhere), RunDirectory(small_disk / "run")
     assert subprocess_of("train", "--out", elsewhere, *settings)[0] == 0

@@ -12,7 +12,7 @@ from kills import Server, assert_as_if_nothing_happened, draw_delay, finish, go_
 from psa.runs import RunDirectory
 
 SETTINGS = tiny.options([*tiny.SETTINGS, *tiny.SPRITES])
-STEPS = 60
+STEPS = 30
 KILLS = 2
 
 

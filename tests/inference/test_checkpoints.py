@@ -17,7 +17,9 @@ from psa.inference.checkpoints import TrainingState, load_checkpoint
 from psa.inference.training import Trainer
 from psa.runs import RunDirectory, load_tensors, save_tensors
 
-OFTEN = ("training.steps=6", "training.evaluate_every=2", "training.checkpoint_every=2")
+OFTEN = ("training.steps=2", "training.evaluate_every=1", "training.checkpoint_every=1")
+# Random starts, and a prior that is fitted when training ends.
+RANDOM_START = {"slots": {"variant": "psa"}, "objective": {"sample": False, "kl_weight": 0.0}}
 SCHEMA_1 = Path(__file__).parents[1] / "schema_1"
 NOT_STATE = {"run", "progress", "cpu_seconds"}  # where, for whom, and how long
 
@@ -50,14 +52,15 @@ def everything(thing: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("values", [tiny.WITH_KL, tiny.DRAWN_MEANS], ids=["queries", "random start"])
 def test_everything_about_a_resumed_trainer_is_as_if_it_had_not_stopped(values, tmp_path):
     """Whatever a trainer comes to hold: a part that is not in the state differs here."""
-    whole = tiny.tiny_trainer(values, path=tmp_path / "whole")
+    short = ("training.steps=8", "training.evaluate_every=4", "training.checkpoint_every=4")
+    whole = tiny.tiny_trainer(values, *short, path=tmp_path / "whole")
     whole.fit()
     ended = dict(everything(whole)), torch.random.get_rng_state()
-    stopped = tiny.tiny_trainer(values, path=tmp_path / "cut")
-    stopped.train_steps(8)
+    stopped = tiny.tiny_trainer(values, *short, path=tmp_path / "cut")
+    stopped.train_steps(3)
     stopped.save()
     torch.rand(17)
-    resumed = tiny.tiny_trainer(values, path=tmp_path / "cut")
+    resumed = tiny.tiny_trainer(values, *short, path=tmp_path / "cut")
     resumed.resume()
     resumed.fit()
     found = dict(everything(resumed))
@@ -131,7 +134,7 @@ def moments_of_a_kill(run: Path, folder: Path, monkeypatch) -> list[Path]:
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
     try:
-        tiny.tiny_trainer(tiny.WITHOUT_KL, *OFTEN, path=run).fit()
+        tiny.tiny_trainer(RANDOM_START, *OFTEN, path=run).fit()
     finally:
         monkeypatch.undo()
     return copies
@@ -147,7 +150,7 @@ def assert_same_run(one: RunDirectory, other: RunDirectory) -> None:
 
 def test_a_run_that_was_killed_at_any_moment_of_its_writing_ends_in_the_same_bytes(tmp_path, monkeypatch):
     copies = moments_of_a_kill(tmp_path / "whole", tmp_path / "killed", monkeypatch)
-    assert len(copies) > 40
+    assert len(copies) > 30
     kept, tried = [], set()
     for path in copies:
         run = RunDirectory(path)
@@ -160,7 +163,7 @@ def test_a_run_that_was_killed_at_any_moment_of_its_writing_ends_in_the_same_byt
         if run.checkpoint.exists():
             psa.load(path)
         with run.held():
-            trainer = tiny.tiny_trainer(tiny.WITHOUT_KL, *OFTEN, path=path)
+            trainer = tiny.tiny_trainer(RANDOM_START, *OFTEN, path=path)
             if run.state.exists():
                 trainer.resume()
             kept.append(trainer.step)
@@ -168,7 +171,7 @@ def test_a_run_that_was_killed_at_any_moment_of_its_writing_ends_in_the_same_byt
         assert_same_run(run, RunDirectory(tmp_path / "whole"))
         assert {f.name for f in path.iterdir()} == {f.name for f in (tmp_path / "whole").iterdir()}
     assert kept == sorted(kept)
-    assert set(kept) == {0, 2, 4, 6}
+    assert set(kept) == {0, 1, 2}
 
 
 @pytest.fixture(scope="module")

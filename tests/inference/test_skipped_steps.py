@@ -49,19 +49,21 @@ def assert_good_checkpoint(run: RunDirectory, step: int) -> None:
         assert all(bool(value.isfinite().all()) for value in tensors.values())
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("where", [poison_weights, poison_decoder, poison_prior], ids=lambda where: where.__name__)
+@pytest.mark.parametrize(
+    ("where", "value"), [(poison_weights, math.nan), (poison_decoder, math.inf), (poison_prior, math.nan)]
+)
 def test_a_step_that_is_not_finite_is_skipped_and_counted_and_changes_nothing(where, value):
     seen = {}
 
     def look(step: int) -> None:
         seen[step] = {k: v.clone() for k, v in trainer._state.tensors().items() if k != "random"}
 
-    trainer = spoiled(lambda step: step == 5, look=look, where=where, value=value)
+    short = ("training.steps=8", "training.evaluate_every=4")
+    trainer = spoiled(lambda step: step == 5, *short, look=look, where=where, value=value)
     trainer.fit()
-    assert trainer.step == 20
+    assert trainer.step == 8
     assert trainer.skipped == 1
-    assert [row["skipped"] for row in trainer.history] == [1, 1]
+    assert [row["skipped"] for row in trainer.history] == [0, 1]
     assert all(torch.equal(seen[5][name], value) for name, value in seen[6].items())
     assert not all(torch.equal(seen[6][name], value) for name, value in seen[7].items())
 

@@ -84,11 +84,13 @@ class Whole:
     """A run that nobody stopped.
 
     Attributes:
-        training: Seconds from its first sign to its last step.
+        opening: Seconds from its lock to its first step.
+        training: From there to its last step.
         ending: From there to its end: evaluation, page, prior.
     """
 
     run: RunDirectory
+    opening: float
     training: float
     ending: float
 
@@ -96,11 +98,34 @@ class Whole:
 def uninterrupted(start: Start, path: Path, steps: int) -> Whole:
     run = RunDirectory(path)
     process = start("train", "--out", path, *settings(steps))
-    begun = _when(process, (path / LOCK).exists)
+    locked = _when(process, (path / LOCK).exists)
+    begun = _when(process, run.metrics.exists)
     trained = _when(process, lambda: f'"step": {steps},'.encode() in _end(run.metrics))
-    _when(process, lambda: process.poll() is not None)
+    ended = _when(process, lambda: process.poll() is not None)
     assert process.poll() == 0
-    return Whole(run, trained - begun, time.monotonic() - trained)
+    return Whole(run, begun - locked, trained - begun, ended - trained)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill.
+
+    Attributes:
+        phase: opening, training or ending.
+        delay: Seconds after the process locked the run (opening), or went on with its rows (training, ending).
+    """
+
+    phase: str
+    delay: float
+
+
+def draw_moment(rng: random.Random, run: RunDirectory, whole: Whole, steps: int, kills: int) -> Moment:
+    """Over the whole of a run; those in training are drawn so that about as many as there are kills fit it."""
+    if rng.random() < 0.15:
+        return Moment("opening", rng.uniform(0.0, whole.opening))
+    if run.state.exists() and load_tensors(run.state)[1]["step"] == steps:
+        return Moment("ending", rng.uniform(0.0, whole.ending))
+    return Moment("training", rng.uniform(0.0, 2.5 * whole.training / kills))
 
 
 @dataclass(frozen=True)
@@ -108,30 +133,32 @@ class Kill:
     """Where a run was when it was killed.
 
     Attributes:
-        delay: Seconds after the first sign of the process.
+        moment: When that was.
         reached: The last step with a row of metrics.
         kept: The step of the state on the disk; None where there was none yet.
         shown: The step of the weights on the disk.
         cut: What had been begun to be written.
     """
 
-    delay: float
+    moment: Moment
     reached: int
     kept: int | None
     shown: int | None
     cut: tuple[str, ...]
 
 
-def go_on_and_kill(start: Start, path: Path, steps: int, delay: float) -> Kill | None:
+def go_on_and_kill(start: Start, path: Path, steps: int, moment: Moment) -> Kill | None:
     """Start or go on with a run, and kill it; None if it ended before.
 
     What it left is read, and must be whole: whatever is on the disk under a name of the run's opens.
     """
-    run = RunDirectory(path)
+    run, lock = RunDirectory(path), path / LOCK
+    stale, rows = lock.read_text() if lock.exists() else "", _inode(run.metrics)
     process = start("train", "--out", path, *(["--resume"] if run.config.exists() else settings(steps)))
-    stale = (path / LOCK).read_text() if (path / LOCK).exists() else ""
-    _when(process, lambda: (path / LOCK).exists() and (path / LOCK).read_text() not in ("", stale))
-    time.sleep(delay)
+    _when(process, lambda: lock.exists() and lock.read_text() not in ("", stale))
+    if moment.phase != "opening":
+        _when(process, lambda: _inode(run.metrics) != rows)  # resuming writes them anew
+    time.sleep(moment.delay)
     with suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
     _when(process, lambda: process.poll() is not None)
@@ -139,9 +166,13 @@ def go_on_and_kill(start: Start, path: Path, steps: int, delay: float) -> Kill |
         return None
     assert process.poll() == -signal.SIGKILL
     kept, shown = (load_tensors(f)[1]["step"] if f.exists() else None for f in (run.state, run.checkpoint))
-    rows = run.read_metrics()
-    cut = tuple(sorted(f.name for f in path.glob(".*") if f.name != LOCK)) if path.exists() else ()
-    return Kill(delay, rows[-1]["step"] if rows else 0, kept, shown, cut)
+    reached = max([row["step"] for row in run.read_metrics()], default=0)
+    cut = tuple(sorted(f.name for f in path.glob(".*") if f.name != LOCK))
+    return Kill(moment, reached, kept, shown, cut)
+
+
+def _inode(path: Path) -> int:
+    return path.stat().st_ino if path.exists() else 0
 
 
 def finish(start: Start, path: Path, steps: int) -> None:
@@ -149,12 +180,6 @@ def finish(start: Start, path: Path, steps: int) -> None:
     process = start("train", "--out", path, *(["--resume"] if run.config.exists() else settings(steps)))
     _when(process, lambda: process.poll() is not None)
     assert process.poll() == 0
-
-
-def draw_delay(rng: random.Random, run: RunDirectory, whole: Whole, steps: int, kills: int) -> float:
-    """Over about the whole run: each kill is drawn so that all of them together fit it."""
-    trained = run.state.exists() and load_tensors(run.state)[1]["step"] == steps
-    return rng.uniform(0.0, whole.ending if trained else 2 * whole.training / kills)
 
 
 def assert_as_if_nothing_happened(run: RunDirectory, whole: RunDirectory) -> None:
@@ -186,5 +211,5 @@ def _when(process: Process, happened: Callable[[], bool]) -> float:
         assert process.poll() in (None, 0), process.poll()
         if process.poll() == 0 and not happened():
             break
-        time.sleep(0.02)
+        time.sleep(0.003)
     return time.monotonic()

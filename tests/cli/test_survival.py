@@ -7,7 +7,7 @@ import pytest
 import tiny
 from command_line import assert_says_one_line, contents
 from command_line import run as psa_command
-from kills import Server, assert_as_if_nothing_happened, draw_delay, finish, go_on_and_kill, uninterrupted
+from kills import Server, assert_as_if_nothing_happened, draw_moment, finish, go_on_and_kill, uninterrupted
 
 from psa.runs import RunDirectory
 
@@ -30,8 +30,7 @@ def test_runs_that_are_killed_at_random_moments_end_as_if_nothing_had_happened(t
     whole = uninterrupted(start, tmp_path / "whole", STEPS)
     kills = []
     while len(kills) < KILLS:
-        delay = draw_delay(rng, run, whole, STEPS, KILLS)
-        kills.append(go_on_and_kill(start, run.path, STEPS, delay))
+        kills.append(go_on_and_kill(start, run.path, STEPS, draw_moment(rng, run, whole, STEPS, KILLS)))
     finish(start, run.path, STEPS)
     assert_as_if_nothing_happened(run, whole.run)
 

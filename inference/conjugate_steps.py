@@ -3,19 +3,17 @@
 The amortised ``vb`` member and :func:`psa.inference.variational.fit_local_mixture` take these same steps.
 """
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from psa.conjugate import (
     LOG_2PI,
+    Moments,
     NormalGamma,
     dirichlet_log_normaliser,
     expected_log_weights,
     pack,
-    token_features,
     unpack,
 )
 from psa.inference.em import MixtureState
@@ -62,25 +60,14 @@ def start_from_mixture(
 
 
 def variational_natural(state: MixtureState, power: float = 1.0) -> Float[Tensor, "batch slots terms"]:
-    """The parameters whose product with the tokens' features is log rho = E[log pi_k] + power E[log Normal] under q."""
-    concentration, components = parameters_of(state)
-    second, first, constant = (power * term for term in components.expected_natural())
-    return pack(second, first, constant + expected_log_weights(concentration))
-
-
-def variational_scores(
-    keys: Float[Tensor, "batch tokens features"],
-    queries: Float[Tensor, "batch slots features"],
-    state: MixtureState,
-    power: float = 1.0,
-) -> Float[Tensor, "batch slots tokens"]:
-    """log rho_kn = E[log pi_k] + power E[log Normal(v_n; mu_k, 1 / lambda_k)] under q; keys and queries centred.
+    """log rho = E[log pi_k] + power E[log Normal(v_n; mu_k, 1 / lambda_k)] under q, as parameters of the features.
 
     Raises:
         ValueError: If the state carries no Normal-Gamma-Dirichlet parameters.
     """
-    full = parameters_of(state)[1].full
-    return variational_natural(replace(state, loc=queries), power) @ token_features(keys, full)
+    concentration, components = parameters_of(state)
+    second, first, constant = (power * term for term in components.expected_natural())
+    return pack(second, first, constant + expected_log_weights(concentration))
 
 
 def conjugate_update(
@@ -94,7 +81,11 @@ def conjugate_update(
         prior: The components' prior in the same centred coordinates; leading shape (B, 1), or none.
         coarsening: beta of the coarsened likelihood, which multiplies every count.
     """
-    moments = unpack(sums, prior.loc.shape[-1], prior.full).scaled(coarsening)
+    return given_moments(unpack(sums, prior.loc.shape[-1], prior.full).scaled(coarsening), concentration0, prior)
+
+
+def given_moments(moments: Moments, concentration0: float, prior: NormalGamma) -> MixtureState:
+    """:func:`conjugate_update` from what each slot owns."""
     return with_parameters(concentration0 + moments.count, prior.posterior(moments))
 
 

@@ -131,6 +131,14 @@ class Projections(nn.Module):
 
 
 def _project(projection: nn.Linear | None, centred: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+    """The projected tokens (B, N, D), and the projected origin.
+
+    On a CPU the tokens of a feature lie side by side in memory, which makes E-steps faster.
+    """
     if projection is None:
-        return centred, origin
-    return at_least_float32(nn.functional.linear(centred, projection.weight)), at_least_float32(projection(origin))
+        return (centred.mT.contiguous().mT if centred.device.type == "cpu" else centred), origin
+    if centred.device.type != "cpu":
+        projected = nn.functional.linear(centred, projection.weight)
+    else:
+        projected = torch.bmm(projection.weight.expand(len(centred), -1, -1), centred.mT).mT
+    return at_least_float32(projected), at_least_float32(projection(origin))

@@ -24,7 +24,13 @@ class HasState(Protocol):
 Result = TypeVar("Result", bound=HasState)
 
 
-def iterate(step: Callable[[MixtureState], Result], start: MixtureState, num_iterations: int, gradient: str) -> Result:
+def iterate(
+    step: Callable[[MixtureState], Result],
+    start: MixtureState,
+    num_iterations: int,
+    gradient: str,
+    last: Callable[[MixtureState], Result] | None = None,
+) -> Result:
     """Run ``num_iterations`` steps, the last one included, and return the last step's result.
 
     - ``unrolled``: through every step.
@@ -37,6 +43,7 @@ def iterate(step: Callable[[MixtureState], Result], start: MixtureState, num_ite
         start: The initial state s_0.
         num_iterations: At least 1.
         gradient: One of :data:`GRADIENTS`.
+        last: The last step, where it finds more than the others.
     """
     state = start
     with torch.set_grad_enabled(torch.is_grad_enabled() and gradient == "unrolled"):
@@ -46,7 +53,7 @@ def iterate(step: Callable[[MixtureState], Result], start: MixtureState, num_ite
         state = state.map(Tensor.detach)
     elif gradient == "straight-through":
         state = state.map(_straight_through, start)
-    return step(state)
+    return (last or step)(state)
 
 
 def _straight_through(current: Tensor, start: Tensor) -> Tensor:

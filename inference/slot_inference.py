@@ -1,28 +1,28 @@
 """One module for the whole family: it puts a row of the table together and runs its E/M steps on a batch of tokens."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from psa.conjugate import NormalGamma, token_features
+from psa.conjugate import NormalGamma
 from psa.inference.conjugate_steps import (
-    conjugate_update,
     entropy,
     evidence_lower_bound,
+    given_moments,
     start_from_mixture,
-    variational_scores,
+    variational_natural,
 )
 from psa.inference.coordinates import CentredTokens, Projections
+from psa.inference.e_steps import ESteps
 from psa.inference.em import (
-    Attention,
     MixtureState,
-    attend,
-    dot_scores,
-    gaussian_scores,
+    dot_natural,
     mean_update,
+    mixture_natural,
     moments_update,
     variance_about,
 )
@@ -31,6 +31,7 @@ from psa.inference.initialisers import INITIALISERS, NoisyQueries, TokenView
 from psa.inference.keyed_noise import RandomSource
 from psa.inference.neural import NeuralUpdate
 from psa.inference.readouts import READOUTS, NormalReadout
+from psa.inference.slot_moments import SlotMoments
 from psa.records import SlotPosterior
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ MOMENTS = ("moments", "moments-uniform")  # updates that give a slot a variance
 
 @dataclass(frozen=True)
 class Step:
-    """One E and M step's result: the state after it and the attention it came from."""
+    """One E and M step's result: the state after it and the moments it came from."""
 
     state: MixtureState
-    attention: Attention
+    moments: SlotMoments
 
 
 def positive_int(name: str, value: int) -> int:
@@ -112,11 +113,14 @@ class SlotInference(nn.Module):
                     start, self.spec.prior.concentration, self._prior(centred), centred.num_tokens
                 )
 
-            def step(state: MixtureState) -> Step:
-                return self._step(centred, self._anchored(centred, state))
+            recorded = steps if self.spec.gradient == "unrolled" else 1
+            e_steps = ESteps(centred, start.loc.shape[1], recorded, self.spec.covariance == "full", self.spec.epsilon)
 
-            last = iterate(step, start, steps, self.spec.gradient)
-            return self._posterior(centred, start, last)
+            def step(state: MixtureState, last: bool = False) -> Step:
+                return self._step(e_steps, self._anchored(centred, state), last)
+
+            found = iterate(step, start, steps, self.spec.gradient, partial(step, last=True))
+            return self._posterior(centred, start, found)
 
     def slots(
         self, posterior: SlotPosterior, *, sample: bool = False, generator: torch.Generator | None = None
@@ -204,44 +208,41 @@ class SlotInference(nn.Module):
             return state
         return replace(state, loc=state.loc - (centred.value_origin - centred.value_origin.detach()))
 
-    def _step(self, centred: CentredTokens, state: MixtureState) -> Step:
-        attention = attend(self._scores(centred, state), centred.token_weights, self.spec.epsilon)
-        values, spec = centred.values, self.spec
+    def _step(self, e_steps: ESteps, state: MixtureState, last: bool) -> Step:
+        centred, spec = e_steps.centred, self.spec
+        moments = e_steps.moments(self._natural(centred, state), last, second=last or spec.update != "mean")
         if spec.update == "conjugate":
-            weights = centred.token_weights
-            weighted = attention.responsibilities * (1.0 if weights is None else weights[:, None])
-            features = token_features(values, spec.covariance == "full")
-            sums = weighted @ features.transpose(1, 2)
-            new = conjugate_update(sums, spec.prior.concentration, self._prior(centred))
+            new = given_moments(moments.statistics(), spec.prior.concentration, self._prior(centred))
         elif spec.update in MOMENTS:
-            new = moments_update(attention, values, state, spec.variance_floor, centred.num_tokens)
+            new = moments_update(moments, state, spec.variance_floor, centred.num_tokens)
             if spec.update == "moments-uniform":
                 new = replace(new, log_weights=state.log_weights)
         else:
-            new = mean_update(attention, values, state)
+            new = mean_update(moments, state)
         if self.neural is not None:
             origin = centred.value_origin
             loc = self.neural(new.loc + origin, state.loc + origin) - origin
             new = replace(new, loc=loc)
             if spec.update in MOMENTS:
-                new = replace(new, var=variance_about(attention, values, loc).clamp(min=spec.variance_floor))
-        return Step(new, attention)
+                new = replace(new, var=variance_about(moments, loc).clamp(min=spec.variance_floor))
+        return Step(new, moments)
 
-    def _scores(self, centred: CentredTokens, state: MixtureState) -> Tensor:
+    def _natural(self, centred: CentredTokens, state: MixtureState) -> Tensor:
+        """The scores' parameters."""
         if self.spec.agreement == "dot":
             queries = self.projections.queries(state.loc + centred.value_origin)
-            return self.spec.power * dot_scores(centred.keys + centred.key_origin, queries)
-        queries = self.projections.centred_queries(state.loc, centred)
-        scores = variational_scores if self.spec.agreement == "variational" else gaussian_scores
-        return scores(centred.keys, queries, state, self.spec.power)
+            return dot_natural(queries, centred.key_origin, self.spec.power)
+        queried = replace(state, loc=self.projections.centred_queries(state.loc, centred))
+        natural = variational_natural if self.spec.agreement == "variational" else mixture_natural
+        return natural(queried, self.spec.power)
 
     def _posterior(self, centred: CentredTokens, start: MixtureState, last: Step) -> SlotPosterior:
-        state, attention, floor = last.state, last.attention, self.spec.variance_floor
-        weights = attention.log_mass.exp() / centred.num_tokens[:, None]
+        state, moments, floor = last.state, last.moments, self.spec.variance_floor
+        assert moments.responsibilities is not None
+        weights = moments.log_mass.exp() / centred.num_tokens[:, None]
         var, elbo = state.var.clamp(min=floor), None
         if self.spec.update == "mean":
-            mean = attention.attention @ centred.values
-            var = variance_about(attention, centred.values, mean) + floor
+            var = variance_about(moments, moments.mean) + floor
         if self.spec.update == "conjugate":
             weights = state.log_weights.exp()
         if self.spec.agreement == "variational" and self.spec.plain:
@@ -250,7 +251,7 @@ class SlotInference(nn.Module):
             weights=weights,
             loc=state.loc + centred.value_origin,
             var=var,
-            responsibilities=attention.responsibilities,
+            responsibilities=moments.responsibilities,
             initial_loc=start.loc + centred.value_origin,
             elbo=elbo,
             covariance=state.covariance,
@@ -262,8 +263,9 @@ class SlotInference(nn.Module):
 
     def _elbo(self, centred: CentredTokens, last: Step) -> Tensor:
         """The bound of the posterior found, on the tokens themselves: untempered, whatever power it was found with."""
+        assert last.moments.responsibilities is not None
         return evidence_lower_bound(
-            entropy(last.attention.responsibilities, centred.token_weights),
+            entropy(last.moments.responsibilities, centred.token_weights),
             last.state,
             self.spec.prior.concentration,
             self._prior(centred),

@@ -1,5 +1,7 @@
 """`psa bench --suite fits`: many small mixtures at once, against a loop of scikit-learn's BayesianGaussianMixture.
 
+And of pomegranate's mixture, which is fitted by maximum likelihood, where it is installed.
+
 Same tokens, prior, start and number of iterations, and a bound in every iteration on both sides. The models differ in
 one term: scikit-learn's diagonal covariances keep the Wishart's degrees of freedom, so that axis d has expected log
 precision digamma((nu - d) / 2) where ours has digamma(a), nu = 2 a. In one dimension they are one model.
@@ -22,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from psa.conjugate import token_features
+from psa.experiments.bench.pomegranate_fits import fit_pomegranate
 from psa.inference.conjugate_steps import conjugate_update
 from psa.inference.em import MixtureState
 from psa.inference.fits import LocalMixtureFit
@@ -54,7 +57,7 @@ class FitCost:
     """Cost of fitting all token sets: medians over blocks.
 
     Attributes:
-        method: ``psa`` or ``scikit-learn``.
+        method: ``psa``, ``scikit-learn`` or ``pomegranate``.
         dtype, device, threads: Where it ran; ``threads`` limits torch and the BLAS alike.
         seconds: Wall time; a block of scikit-learn's is a part of the sets, scaled to all of them.
         seconds_low, seconds_high: Fastest and slowest block.
@@ -164,6 +167,7 @@ def bench_fits(
     blocks: int = 10,
     threads: Sequence[int] = (2, 1),
     progress: Callable[[str], None] = lambda block: None,
+    with_pomegranate: bool = False,
 ) -> list[FitCost]:
     """Time both in turns: a block is a part of scikit-learn's loop, then all sets at once by ours.
 
@@ -173,6 +177,7 @@ def bench_fits(
         blocks: Parts into which scikit-learn's loop is cut, each set in one of them.
         threads: Each number of threads is a round of its own.
         progress: Called with the block's name before each.
+        with_pomegranate: Whether pomegranate fits one set of every block, too; its time is scaled to all.
 
     Raises:
         ValueError: If there are more blocks than sets.
@@ -180,6 +185,8 @@ def bench_fits(
     if not 1 <= blocks <= problem.num_sets:
         raise ValueError(f"blocks must be from 1 to the {problem.num_sets} sets, got {blocks}")
     contenders = _contenders(problem, ("cpu",) if device == "cpu" else ("cpu", device))
+    if with_pomegranate:
+        contenders["pomegranate", "float32", "cpu"] = _pomegranate(problem)
     costs = []
     for count in threads:
         with limited_to(count):
@@ -214,6 +221,17 @@ def _contenders(problem: FitProblem, devices: Sequence[str]) -> dict[Place, Work
         place = ("psa", str(dtype).removeprefix("torch."), device)
         contenders[place] = batch(tokens.to(device, dtype), owned.to(device))
     return contenders
+
+
+def _pomegranate(problem: FitProblem) -> Work:
+    tokens, owned = token_sets(problem).float(), first_tokens(problem)
+
+    def one(part: range) -> float:
+        chosen = list(part[:1])
+        fit_pomegranate(tokens[chosen], owned[chosen], problem.num_iterations)
+        return 1.0 / problem.num_sets
+
+    return one
 
 
 def _timed(work: Work, part: range) -> tuple[float, float]:

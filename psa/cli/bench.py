@@ -2,12 +2,14 @@
 
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.table import Table
 
+from psa.cli.bench_steps import aggregate_suite, em_suite
 from psa.cli.common import JsonOption, number, print_json, progress_bar, result_console
 from psa.errors import ConfigError
 from psa.experiments.bench.data import DataProblem, bench_data
@@ -15,7 +17,7 @@ from psa.experiments.bench.fits import FitProblem, bench_fits
 from psa.experiments.bench.fused import FusedProblem, bench_fused
 from psa.experiments.bench.train import VARIANTS, bench_train
 
-SUITES = ("train", "fits", "data", "fused")
+SUITES = ("train", "em", "fits", "data", "aggregate", "fused")
 BLOCKS = 7
 PROBLEM = FitProblem()
 FIT_BLOCKS = 10
@@ -23,21 +25,30 @@ FIT_THREADS = (2, 1)
 DATA = DataProblem()
 FUSED = FusedProblem()
 FUSED_BLOCKS = 9
+POMEGRANATE = find_spec("pomegranate") is not None
 
 
 def bench(
-    suite: Annotated[str, typer.Option(help="What to measure: train, fits, data, fused.")] = "train",
+    suite: Annotated[str, typer.Option(help=f"What to measure: {', '.join(SUITES)}.")] = "train",
     device: Annotated[str, typer.Option(help="A torch device: cpu, cuda.")] = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Measure a training step, fits of many token sets, or reading data, other libraries beside: medians and ranges."""
+    """Measure a training step, E/M steps, fits, reading, or reductions beside other libraries: medians and ranges."""
     if suite not in SUITES:
         raise ConfigError(f"--suite {suite}: expected one of {', '.join(SUITES)}")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from None
-    table, result = {"train": _train, "fits": _fits, "data": _data, "fused": _fused}[suite](device)
+    suites = {
+        "train": _train,
+        "em": em_suite,
+        "fits": _fits,
+        "data": _data,
+        "aggregate": aggregate_suite,
+        "fused": _fused,
+    }
+    table, result = suites[suite](device)
     result_console.print(table)
     if json:
         print_json({"suite": suite, "device": device, "torch": torch.__version__, **result})
@@ -62,10 +73,16 @@ def _fits(device: str) -> tuple[Table, dict[str, Any]]:
     with progress_bar() as bar:
         task = bar.add_task("measuring", total=FIT_BLOCKS * len(FIT_THREADS), figures="")
         costs = bench_fits(
-            PROBLEM, device, FIT_BLOCKS, FIT_THREADS, lambda name: bar.update(task, advance=1, figures=name)
+            PROBLEM,
+            device,
+            FIT_BLOCKS,
+            FIT_THREADS,
+            lambda name: bar.update(task, advance=1, figures=name),
+            with_pomegranate=POMEGRANATE,
         )
     size = f"{PROBLEM.num_sets} token sets, N = {PROBLEM.num_tokens}, D = {PROBLEM.num_features}"
-    table = Table(title=f"{size}, K = {PROBLEM.num_slots}, {PROBLEM.num_iterations} iterations")
+    caption = None if POMEGRANATE else "pomegranate is not installed (pip install psa-slots[bench]), so it is not here"
+    table = Table(title=f"{size}, K = {PROBLEM.num_slots}, {PROBLEM.num_iterations} iterations", caption=caption)
     for heading in ("", "threads", "seconds", "range", "CPU s", "times faster", "range"):
         table.add_column(heading, justify="right" if heading else "left")
     for cost in costs:
@@ -79,6 +96,7 @@ def _fits(device: str) -> tuple[Table, dict[str, Any]]:
             f"{cost.speedup_low:.1f} to {cost.speedup_high:.1f}",
         )
     about = {"scikit_learn": version("scikit-learn"), "problem": asdict(PROBLEM), "blocks": FIT_BLOCKS}
+    about["pomegranate"] = version("pomegranate") if POMEGRANATE else None
     return table, {**about, "fits": [asdict(cost) for cost in costs]}
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info
-from tolerances import assert_close
+from tolerances import FLOAT32, assert_close
 
 from psa.cli import main
 from psa.experiments.bench.fits import (
+    PRIOR,
     FitProblem,
     bench_fits,
     first_tokens,
@@ -21,6 +22,9 @@ from psa.experiments.bench.fits import (
     start_state,
     token_sets,
 )
+from psa.experiments.bench.pomegranate_fits import MIN_VARIANCE, fit_pomegranate
+from psa.inference.em import MixtureState
+from psa.inference.variational import FitOptions, fit_local_mixture
 
 LINE = FitProblem(num_sets=4, num_tokens=40, num_features=1, num_slots=3)
 PLANE = FitProblem(num_sets=4, num_tokens=30, num_features=2, num_slots=3, num_iterations=5)
@@ -118,6 +122,19 @@ def test_blocks_share_the_sets_and_are_scaled_to_all_of_them(monkeypatch: pytest
     assert sorted(seen[1:]) == [0, 1, 2, 3]  # the first is to warm up
 
 
+def test_pomegranate_takes_the_steps_of_maximum_likelihood():
+    pytest.importorskip("pomegranate")
+    tokens, owned = token_sets(PLANE), first_tokens(PLANE)
+    weights = torch.full(owned.shape, 1 / 3, dtype=torch.float64)
+    loc = tokens.gather(1, owned[..., None].expand(-1, -1, 2))
+    start = MixtureState(loc, torch.ones_like(loc), weights.log())
+    options = FitOptions(start=start, estimate="ml", variance_floor=MIN_VARIANCE)
+    fit = fit_local_mixture(tokens, PRIOR, 3, num_iterations=5, tol=0.0, options=options)
+    for b, (means, variances) in enumerate(fit_pomegranate(tokens, owned, 5)):
+        assert_close(means, fit.loc[b], FLOAT32)
+        assert_close(variances, fit.var[b], FLOAT32)
+
+
 @pytest.mark.parametrize("blocks", [0, 5])
 def test_blocks_without_sets_are_refused(blocks: int):
     with pytest.raises(ValueError, match=f"blocks must be from 1 to the 4 sets, got {blocks}"):
@@ -126,7 +143,7 @@ def test_blocks_without_sets_are_refused(blocks: int):
 
 def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     command = importlib.import_module("psa.cli.bench")
-    for name, value in (("PROBLEM", PLANE), ("FIT_BLOCKS", 2), ("FIT_THREADS", (1,))):
+    for name, value in (("PROBLEM", PLANE), ("FIT_BLOCKS", 2), ("FIT_THREADS", (1,)), ("POMEGRANATE", False)):
         monkeypatch.setattr(command, name, value)
     with pytest.raises(SystemExit) as caught:
         main(["bench", "--suite", "fits", "--json"])

@@ -16,8 +16,9 @@ from tolerances import ALGEBRA, assert_close, assert_mean_is
 from torch import Tensor
 
 from psa.conjugate import NormalGamma, gaussian_log_density, pack, squared_distances, token_features
-from psa.inference.conjugate_steps import conjugate_update, parameters_of, variational_scores
-from psa.inference.em import MixtureState, attend
+from psa.inference.attention import attend, slot_scores
+from psa.inference.conjugate_steps import conjugate_update, parameters_of, variational_natural
+from psa.inference.em import MixtureState
 from psa.inference.variants import build
 from psa.models.local_mixture import LocalMixturePrior, local_mixture
 from psa.records import SlotPosterior
@@ -222,14 +223,14 @@ def test_variational_scores_are_expectations_under_the_posterior():
     a = posterior.concentration[0]
     for k in range(3):
         log_weight = scipy.special.digamma(float(a[k])) - scipy.special.digamma(float(a.sum()))
-        scores = variational_scores(keys, posterior.loc, state, power=0.5)
+        scores = slot_scores(keys, variational_natural(state, power=0.5))
         assert_close(scores[0, k], log_weight + 0.5 * log_density[0, k])
 
 
 def test_variational_scores_refuse_a_state_without_parameters():
     state = MixtureState(draw(1, 2, 3, seed=1), torch.ones(1, 2, 3).double(), torch.zeros(1, 2).double())
     with pytest.raises(ValueError, match="variational agreement needs the state of a conjugate update"):
-        variational_scores(draw(1, 5, 3, seed=2), state.loc, state)
+        variational_natural(state)
 
 
 def state_of(p: SlotPosterior) -> MixtureState:

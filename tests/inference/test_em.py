@@ -13,8 +13,10 @@ from sklearn.mixture import GaussianMixture
 from tolerances import ALGEBRA, CONVERGED, assert_close
 from torch import Tensor
 
-from psa.inference.em import MixtureState, attend, exp_or_zero, gaussian_scores, moments_update, variance_about
+from psa.inference.attention import attend, exp_or_zero, slot_scores
+from psa.inference.em import MixtureState, mixture_natural, moments_update, variance_about
 from psa.inference.slot_inference import SlotInference
+from psa.inference.slot_moments import dense_moments
 from psa.inference.variants import build
 from psa.models.local_mixture import mixture_log_likelihood
 from psa.records import SlotPosterior
@@ -247,7 +249,8 @@ def test_slot_of_tiny_mass_still_goes_to_the_exact_mean_of_its_tokens():
     scores[0, 1] = torch.tensor([-300.0, -301.0, -300.0, -302.0])
     values = draw(1, 4, 3, seed=1)
     previous = a_state(1, 2, 3, 2)
-    state = moments_update(attend(scores), values, previous, 0.0, torch.full((1,), 4.0, dtype=torch.float64))
+    moments = dense_moments(attend(scores), values)
+    state = moments_update(moments, previous, 0.0, torch.full((1,), 4.0, dtype=torch.float64))
     share = scores[0, 1].softmax(0)
     assert_close(state.loc[0, 1], share @ values[0])
     assert_close(state.log_weights[0, 1], scores[0, 1].logsumexp(0) - torch.tensor(4.0).log().double(), CONVERGED)
@@ -278,7 +281,7 @@ def test_steps_continue_from_a_posterior(name: str):
 
 def test_gaussian_scores_are_the_log_joint():
     keys, state = draw(1, 5, 3, seed=1), a_state(1, 2, 3, 2)
-    scores = gaussian_scores(keys, state.loc, state, power=0.7)
+    scores = slot_scores(keys, mixture_natural(state, power=0.7))
     for k in range(2):
         for n in range(5):
             density = torch.distributions.Normal(state.loc[0, k], state.var[0, k].sqrt()).log_prob(keys[0, n]).sum()
@@ -298,7 +301,8 @@ def test_token_weights_count_in_sums_and_never_inside_responsibilities():
         mean = repeated.attention @ many
         assert_close(weighted.attention @ values, mean)
         assert_close(weighted.attention.sum(-1), torch.ones(1, 3))
-        assert_close(variance_about(weighted, values, mean), variance_about(repeated, many, mean))
+        found, expected = dense_moments(weighted, values), dense_moments(repeated, many)
+        assert_close(variance_about(found, mean), variance_about(expected, mean))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

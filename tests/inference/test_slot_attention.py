@@ -11,7 +11,8 @@ from contracts import draw, parameters_of, scrambled
 from tolerances import assert_close
 
 from psa.errors import DataError
-from psa.inference.em import attend, dot_scores
+from psa.inference.attention import attend, slot_scores
+from psa.inference.em import dot_natural
 from psa.inference.slot_attention import SlotAttention
 from psa.inference.variants import build
 from psa.records import SlotPosterior
@@ -104,7 +105,9 @@ def test_load_package_weights_refuses_what_is_not_the_package():
 @pytest.mark.parametrize("seed", range(5))
 def test_dot_agreement_is_the_posterior_of_an_isotropic_mixture(seed: int):
     keys, queries = 2 * draw(2, 9, 4, seed=seed), 2 * draw(2, 3, 4, seed=seed + 100)
-    agreement = attend(dot_scores(keys, queries)).responsibilities
+    origin = keys.mean(1, keepdim=True)
+    scores = slot_scores(keys - origin, dot_natural(queries, origin))
+    agreement = attend(scores).responsibilities
     assert_close(agreement, torch.stack([oracles.isotropic_posterior(keys[b], queries[b]) for b in range(2)]))
 
 

@@ -84,8 +84,8 @@ def scipy_parameters(values: dict[str, Tensor]) -> float:
 
 
 def test_rooms_are_checked_by_the_import_hook():
-    with pytest.raises(jaxtyping.TypeCheckError, match="dot_scores"):
-        em.dot_scores(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5))
+    with pytest.raises(jaxtyping.TypeCheckError, match="dot_natural"):
+        em.dot_natural(torch.zeros(2, 3, 4), torch.zeros(2, 1, 5))
     with pytest.raises(jaxtyping.TypeCheckError, match="local_mixture"):
         local_mixture(torch.zeros(2, 3), LocalMixturePrior(), 2)
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from time import perf_counter
+from time import perf_counter, process_time
 from types import MappingProxyType
 
 import numpy as np
@@ -36,6 +36,8 @@ class EmCost:
         size: Of the problem.
         ms, ms_low, ms_high: Wall time of a forward and backward pass; fastest and slowest block.
         ratio, ratio_low, ratio_high: This form's time over psa-proj's of the same block.
+        cpu_ms: Processor time, all threads; on a shared machine it says more than wall time.
+        cpu_ratio: Median of this form's over psa-proj's of the same block.
         peak_bytes: Most memory allocated at once, above what was held before.
         roofline_ms: Of psa-proj; 0 for the others.
     """
@@ -48,6 +50,8 @@ class EmCost:
     ratio: float
     ratio_low: float
     ratio_high: float
+    cpu_ms: float
+    cpu_ratio: float
     peak_bytes: int
     roofline_ms: float
 
@@ -122,18 +126,19 @@ def measure_machine(device: str, repeats: int = 7, num_bytes: int = 1 << 27, wid
     """Copy bandwidth and the rate of a float32 product of square matrices: the best of some repeats."""
     source = torch.ones(num_bytes // 4, device=device)
     target, matrix = torch.empty_like(source), torch.ones(width, width, device=device)
-    copied = min(_seconds(lambda: target.copy_(source), device) for _ in range(repeats))
+    copied = min(_seconds(lambda: target.copy_(source), device)[0] for _ in range(repeats))
     product = torch.empty_like(matrix)
-    multiplied = min(_seconds(lambda: torch.mm(matrix, matrix, out=product), device) for _ in range(repeats))
+    multiplied = min(_seconds(lambda: torch.mm(matrix, matrix, out=product), device)[0] for _ in range(repeats))
     return Machine(2 * num_bytes / copied, 2 * width**3 / multiplied)
 
 
-def _seconds(work: Callable[[], object], device: str) -> float:
+def _seconds(work: Callable[[], object], device: str) -> tuple[float, float]:
+    """Wall and processor time."""
     _wait(device)
-    begun = perf_counter()
+    begun, cpu_begun = perf_counter(), process_time()
     work()
     _wait(device)
-    return perf_counter() - begun
+    return perf_counter() - begun, process_time() - cpu_begun
 
 
 def _wait(device: str) -> None:
@@ -156,29 +161,47 @@ def run_once(form: Form, tokens: Tensor, slots: Tensor) -> None:
 
 def _compare(size: Size, device: str, blocks: int, machine: Machine, progress: Callable[[str], None]) -> list[EmCost]:
     contenders, problem = forms(size, device), _problem(size, device)
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for block in range(blocks + 1):
         progress(f"N {size.N}, block {block}")
         for name, form in contenders.items():
             seconds = _seconds(partial(run_once, form, *problem), device)
             if block > 0:
-                times[name].append(1e3 * seconds)
+                times[name].append(seconds)
     costs = []
     for name, spent in times.items():
-        ratios = [one / ours for one, ours in zip(spent, times[OURS], strict=True)]
+        (wall, cpu), (our_wall, our_cpu) = zip(*spent, strict=True), zip(*times[OURS], strict=True)
+        ratios, cpu_ratios = (
+            [one / ours for one, ours in zip(theirs, own, strict=True)]
+            for theirs, own in ((wall, our_wall), (cpu, our_cpu))
+        )
         least = roofline_ms(size, machine) if name == OURS else 0.0
-        spread = statistics.median(spent), min(spent), max(spent)
         for tensor in problem:
             tensor.grad = None
         peak = peak_bytes(partial(run_once, contenders[name], *problem), device)
-        costs.append(EmCost(name, size, *spread, statistics.median(ratios), min(ratios), max(ratios), peak, least))
+        costs.append(
+            EmCost(
+                form=name,
+                size=size,
+                ms=1e3 * statistics.median(wall),
+                ms_low=1e3 * min(wall),
+                ms_high=1e3 * max(wall),
+                ratio=statistics.median(ratios),
+                ratio_low=min(ratios),
+                ratio_high=max(ratios),
+                cpu_ms=1e3 * statistics.median(cpu),
+                cpu_ratio=statistics.median(cpu_ratios),
+                peak_bytes=peak,
+                roofline_ms=least,
+            )
+        )
     return costs
 
 
 def _along(
     base: Size, axis: str, values: Sequence[int], device: str, blocks: int, progress: Callable[[str], None]
 ) -> dict[int, float]:
-    """psa-proj's median time in ms at every value, the values taking turns."""
+    """psa-proj's median time in ms at every value, the values taking turns; processor time on a CPU."""
     cases = {}
     for value in values:
         size = replace(base, **{axis: value})
@@ -187,9 +210,9 @@ def _along(
     for block in range(blocks + 1):
         progress(f"along {axis}, block {block}")
         for value, (form, problem) in cases.items():
-            seconds = _seconds(partial(run_once, form, *problem), device)
+            wall, cpu = _seconds(partial(run_once, form, *problem), device)
             if block > 0:
-                times[value].append(1e3 * seconds)
+                times[value].append(1e3 * (cpu if device == "cpu" else wall))
     return {value: statistics.median(spent) for value, spent in times.items()}
 
 

@@ -40,7 +40,17 @@ def em_table(report: EmReport, with_package: bool) -> Table:
     if not with_package:
         caption += "; the slot-attention package is not installed (pip install slot-attention), so it is not here"
     table = Table(title=f"forward and backward, {torch.get_num_threads()} threads", caption=caption)
-    for heading in ("B x N x K x D, T", "form", "ms", "range", "times psa-proj", "range", "peak MiB", "roofline ms"):
+    for heading in (
+        "B x N x K x D, T",
+        "form",
+        "ms",
+        "range",
+        "times psa-proj",
+        "range",
+        "by CPU",
+        "peak MiB",
+        "roofline ms",
+    ):
         table.add_column(heading, justify="left" if heading in ("B x N x K x D, T", "form") else "right")
     for cost in report.costs:
         size = cost.size
@@ -51,6 +61,7 @@ def em_table(report: EmReport, with_package: bool) -> Table:
             f"{cost.ms_low:.1f} to {cost.ms_high:.1f}",
             f"{cost.ratio:.2f}",
             f"{cost.ratio_low:.2f} to {cost.ratio_high:.2f}",
+            f"{cost.cpu_ratio:.2f}",
             f"{cost.peak_bytes / MIB:.1f}",
             f"{cost.roofline_ms:.1f}" if cost.roofline_ms else "",
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from psa.conjugate import Moments, pack, unpack
 from psa.inference.attention import Attention, exp_or_zero
+from psa.inference.coordinates import at_least_float32
 from psa.inference.fused_moments import chosen, fused_moments
 from psa.inference.moment_function import PLACEHOLDERS, Batch, MomentStep, SharedTokens, Tokens, Wanted
 
@@ -108,7 +109,7 @@ def open_tokens(
     On a CUDA device by the kernels of :mod:`psa.inference.fused_moments`, where they can and PSA_FUSED lets them.
 
     Args:
-        keys: (B, N, D), about their mean, as a square is expanded.
+        keys: (B, N, D), about their mean, as a square is expanded; lower precision is computed in float32.
         values: (B, N, D), about their mean.
         token_weights: (B, N), non-negative, 0 for padding; constants, through which no gradient goes.
         num_slots: K of the steps.
@@ -116,6 +117,9 @@ def open_tokens(
     """
     if chosen(keys, values, num_slots):
         return OpenTokens(keys, values, token_weights, None, iter(()))
+    single = values is keys
+    keys = at_least_float32(keys)
+    values = keys if single else at_least_float32(values)
     placeholders: list[tuple[Tensor, ...]] = [()] * num_steps
     if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):
         every = SharedTokens.apply(keys, values, num_slots, num_steps)
@@ -125,7 +129,7 @@ def open_tokens(
     first = keys.detach().mT
     first_keys = Tokens(first, first.square() if with_squares else None)
     first_values = first_keys
-    if values is not keys:
+    if not single:
         first = values.detach().mT
         first_values = Tokens(first, first.square() if with_squares else None)
     batch = Batch(first_keys, first_values, log_weights)

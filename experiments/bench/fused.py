@@ -129,6 +129,8 @@ def distances(tokens: Tensor, natural: Tensor) -> FusedErrors:
         found, gradients = _with_gradients(tokens, natural, incoming)
     with fused_is("never"):
         true, references = _with_gradients(tokens.double(), natural.double(), [g.double() for g in incoming])
+    assert found.second is not None
+    assert true.second is not None
     pairs = [(found.log_mass, true.log_mass), (found.mean, true.mean), (found.second, true.second)]
     moments = max(float(((one - other).abs() / (1.0 + other.abs())).max()) for one, other in pairs)
     of_tokens, of_natural = references
@@ -144,6 +146,7 @@ def distances(tokens: Tensor, natural: Tensor) -> FusedErrors:
 def _with_gradients(tokens: Tensor, natural: Tensor, incoming: list[Tensor]) -> tuple[SlotMoments, tuple[Tensor, ...]]:
     tokens, natural = tokens.detach().requires_grad_(), natural.detach().requires_grad_()
     found = slot_moments(tokens, tokens, natural)
+    assert found.second is not None
     results = [found.log_mass, found.mean, found.second]
     return found, torch.autograd.grad(results, [tokens, natural], incoming)
 

@@ -1,7 +1,8 @@
 """`psa bench --suite em`: what T E/M steps cost, forward and backward, projections included.
 
 psa-proj beside Slot Attention (the package, with and without the parts that psa-proj has no counterpart of) and beside
-its own algorithm in broadcast form, which builds (B, K, N, D). All in one process, in turns. The roofline is the time
+its own algorithm in broadcast form, which builds (B, K, N, D). All in one process, in turns, each twice in a turn, of
+which the second counts. The roofline is the time
 that the bytes which must move would take at the copy bandwidth, or the operations at the rate of a large product of
 matrices, whichever is longer, both measured in the same run.
 """
@@ -165,6 +166,7 @@ def _compare(size: Size, device: str, blocks: int, machine: Machine, progress: C
     for block in range(blocks + 1):
         progress(f"N {size.N}, block {block}")
         for name, form in contenders.items():
+            run_once(form, *problem)  # what ran before it left the caches and the heap as it needed them
             seconds = _seconds(partial(run_once, form, *problem), device)
             if block > 0:
                 times[name].append(seconds)

@@ -11,6 +11,7 @@ from torch import Tensor
 from psa.inference import kernel_launches as host
 from psa.inference.fused_moments import fused_moments
 from psa.inference.slot_moments import slot_moments
+from psa.inference.variants import build
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
@@ -208,6 +209,25 @@ def test_slot_moments_are_found_by_the_kernels_where_the_setting_says_so(monkeyp
     monkeypatch.delenv("PSA_FUSED")
     automatic = slot_moments(given.keys, given.values, given.natural, given.weights)
     assert torch.equal(automatic.mean, (dense if INTERPRETED else fused).mean)
+
+
+@pytest.mark.parametrize("member", ["psa-proj", "sa", "vb"])
+def test_members_find_the_same_by_the_kernels(monkeypatch, member):
+    torch.manual_seed(0)
+    module = build(member, num_slots=3, input_dim=5, slot_dim=5, num_iterations=2).to(DEVICE)
+    given = problem(1, 12, 3, 5, weighted=True, seed=9)
+    found = []
+    for setting in ("always", "never"):
+        monkeypatch.setenv("PSA_FUSED", setting)
+        tokens = given.keys.clone().requires_grad_()
+        posterior = module(tokens, given.weights > 0.0, initial=given.values[:, :3])
+        loss = posterior.loc.square().sum() + posterior.var.sum() + posterior.responsibilities.square().sum()
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, [tokens, *parameters], allow_unused=True, materialize_grads=True)
+        found.append([posterior.loc, posterior.var, posterior.weights, posterior.responsibilities, *gradients])
+    for fused, plain in zip(*found, strict=True):
+        scale = plain.abs().max().clamp(min=1.0)
+        assert_close(fused / scale, plain / scale, FLOAT32)
 
 
 def test_ranges_of_tokens_add_up_and_repeat_bit_by_bit(monkeypatch):

@@ -151,4 +151,4 @@ def train(config: RunConfig, progress: Progress) -> TrainedRun:
     except TrainingFailed:
         failed_at = trainer.step
     names = ("step", "foreground_ari", "mse", "held_out")
-    return TrainedRun(trainer.autoencoder, failed_at, [[row[name] for name in names] for row in trainer.history])
+    return TrainedRun(trainer.trained, failed_at, [[row[name] for name in names] for row in trainer.history])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from psa.errors import RunError, TrainingFailed
 from psa.inference.autoencoder import SlotAutoencoder
@@ -32,6 +33,7 @@ class TrainingState:
     Attributes:
         autoencoder: The weights.
         optimiser: Adam, with its moments.
+        average: A model of the averaged weights, if they are kept.
         step: Steps done, those that were skipped among them.
         loss_sum: Of the losses since the last row of metrics, nats per channel of a pixel.
         loss_steps: How many they are.
@@ -41,11 +43,21 @@ class TrainingState:
 
     autoencoder: SlotAutoencoder
     optimiser: Optimizer
+    average: AveragedModel | None = None
     step: int = 0
     loss_sum: float = 0.0
     loss_steps: int = 0
     skipped: int = 0
     skipped_running: int = 0
+
+    @property
+    def trained(self) -> SlotAutoencoder:
+        """The model to use: that of the averaged weights, if there is one."""
+        if self.average is None:
+            return self.autoencoder
+        model = self.average.module
+        assert isinstance(model, SlotAutoencoder)
+        return model
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything of it that is a tensor, by name, with torch's random state."""
@@ -124,7 +136,7 @@ def save_checkpoint(run: RunDirectory, state: TrainingState) -> None:
     try:
         run.bring_metrics_to_disk()
         save_tensors(run.state, state.tensors(), notes | {"numbers": state.numbers()})
-        save_tensors(run.checkpoint, state.autoencoder.state_dict(), notes)
+        save_tensors(run.checkpoint, state.trained.state_dict(), notes)
     except OSError as error:
         raise TrainingFailed(
             f"{error.filename or run.path}: cannot be written at step {state.step} ({error.strerror or error}); the "
@@ -134,11 +146,12 @@ def save_checkpoint(run: RunDirectory, state: TrainingState) -> None:
 
 def finite_weights(state: TrainingState) -> bool:
     """Whether every weight is finite: what a checkpoint may hold."""
-    return all(bool(value.isfinite().all()) for value in state.autoencoder.state_dict().values())
+    models = (state.autoencoder, state.trained)
+    return all(bool(value.isfinite().all()) for model in models for value in model.state_dict().values())
 
 
 def load_checkpoint(run: RunDirectory, state: TrainingState) -> None:
-    """Bring a state to the last checkpoint of a run; metrics past it are dropped.
+    """Bring a state to the last checkpoint of a run.
 
     Raises:
         RunError: If there is none, or it is spoiled, or of another run or model; the state may be half changed then.
@@ -156,7 +169,6 @@ def load_checkpoint(run: RunDirectory, state: TrainingState) -> None:
         raise RunError(
             f"{run.state}: not of this configuration ({reason}); undo the --set, or start a new run"
         ) from None
-    run.keep_metrics_before(state.step)
 
 
 def _of_today(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,9 +6,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from psa.errors import ConfigError
+from psa.inference.schedules import SCHEDULES
 from psa.inference.variants import specify
 
 
@@ -131,13 +132,22 @@ class BottleneckConfig(Section):
 
 
 class TrainingConfig(Section):
-    """``training``: the optimiser and its schedule (linear warm-up, then a cosine to 0)."""
+    """``training``: the optimiser and its schedule (linear warm-up times a decay), and where it runs.
 
+    A ``schedule`` gives the values of a paper to the keys that are left out.
+    """
+
+    schedule: str | None = Field(default=None, description="a paper's, by name; keys set beside it win")
     steps: int = Field(default=4000, ge=1)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, description="images that a process has in memory at once")
+    accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     warmup_steps: int = Field(default=200, ge=0)
+    decay: Literal["cosine", "linear", "exponential", "constant"] = "cosine"
+    half_life: int = Field(default=100_000, ge=1, description="steps of the exponential decay")
+    noise_steps: int | None = Field(default=None, ge=1, description="until queries have no noise; left out, all steps")
     clip_norm: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the averaged weights that are used; 0: none")
     seed: int = Field(default=0, ge=0)
     evaluate_every: int = Field(default=250, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
@@ -145,6 +155,28 @@ class TrainingConfig(Section):
     max_skipped: int = Field(default=10, ge=0, description="steps in a row that are not finite and are skipped")
     threads: int = Field(default=2, ge=1)
     device: str = "cpu"
+    devices: int = Field(default=1, ge=1, description="processes, each on a device of its own or sharing the CPU")
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    compile: bool = Field(default=False, description="encoder and decoder by torch.compile")
+    tensorboard: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_schedule(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("schedule") is None:
+            return values
+        return {**schedule_settings(values["schedule"]), **values}
+
+
+def schedule_settings(name: Any) -> Mapping[str, Any]:
+    """The keys of ``training`` that a named schedule sets.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
+    return SCHEDULES[name].settings
 
 
 class RunConfig(Section):
@@ -237,6 +269,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
 def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """The tables with each ``dotted.key=value`` set; values read as TOML, or as a string where that fails.
 
+    Later ones win. ``training.schedule`` sets the keys of that schedule where it stands.
+
     Raises:
         ConfigError: If a setting has no ``=``, or runs through a key that is not a table.
     """
@@ -252,6 +286,8 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
             if not isinstance(table, dict):
                 raise ConfigError(f"--set {setting}: {part} is a value, not a table")
         table[last] = _value(text.strip())
+        if key.strip() == "training.schedule":
+            table.update(SCHEDULES[table[last]].settings if table[last] in SCHEDULES else {})
     return result
 
 

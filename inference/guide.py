@@ -85,9 +85,14 @@ class SceneGuide(nn.Module):
         normal = dist.Normal(loc, scale) if self.noise is None else KeyedNormal(loc, scale, self.noise)
         return normal.to_event(1)
 
-    def anneal(self, progress: float) -> None:
-        """Tell the guide which share of training is done: ends noise on queries, starts the rule, cools the words."""
-        self.inference.anneal(progress)
+    def anneal(self, progress: float, noise_progress: float | None = None) -> None:
+        """Tell the guide which share of training is done: ends noise on queries, starts the rule, cools the words.
+
+        Args:
+            progress: The share, in [0, 1].
+            noise_progress: That of the steps with noise on queries; left out, the same.
+        """
+        self.inference.anneal(progress if noise_progress is None else noise_progress)
         if self.code is not None:
             self.code.anneal(progress)
         self.progress = progress

@@ -191,21 +191,29 @@ def read_images(dataset: SceneDataset, limit: int | None = None, workers: int = 
 
 
 class Batches:
-    """Which images each step sees: a function of the seed and the step alone, so that resuming needs no state."""
+    """Which images each step sees: a function of the seed and the step alone, so that resuming needs no state.
 
-    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
-        self.num_images, self.seed = num_images, seed
+    Args:
+        num_images: M.
+        batch_size: Images of a step, over all processes.
+        seed: Of the order.
+        share: (rank, size): the part of each batch that is this process's, in order of rank.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, share: tuple[int, int] = (0, 1)) -> None:
+        self.num_images, self.seed, self.share = num_images, seed, share
         self.batch_size = min(batch_size, num_images)
         self.per_epoch = num_images // self.batch_size
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def __call__(self, step: int) -> Int64[Tensor, " batch"]:
-        """Indices of a step's images; each epoch is a permutation of its own."""
+        """Indices of this process's images of a step; each epoch is a permutation of its own."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
             self._epoch, self._order = epoch, torch.randperm(self.num_images, generator=generator)
-        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+        rank, size = self.share
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size].tensor_split(size)[rank]
 
 
 @dataclass(frozen=True)

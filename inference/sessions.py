@@ -1,7 +1,7 @@
 """A whole run from a configuration: open the data, train, evaluate, write the page."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from psa.inference.config import READING, DataConfig, RunConfig, override, parse
 from psa.inference.encoders.cnn import MIN_IMAGE_SIZE
 from psa.inference.evaluation import Evaluation, evaluate, evaluate_baselines
 from psa.inference.images import Images, ImageSet, ImageStream, read_images
+from psa.inference.processes import Processes
 from psa.inference.reporting import write_run_report
 from psa.inference.scene_priors import build_scene_prior
 from psa.inference.training import Progress, Trainer, seed_everything
@@ -109,8 +110,13 @@ def run_images(autoencoder: SlotAutoencoder, data: DataConfig, split: str, limit
     return stream_images(autoencoder, data, split, limit).in_memory()
 
 
-def open_trainer(config: RunConfig, run: RunDirectory | None, progress: Progress | None = None) -> Trainer:
-    """A trainer at step 0, its weights drawn from training.seed."""
+def open_trainer(
+    config: RunConfig,
+    run: RunDirectory | None,
+    progress: Progress | None = None,
+    processes: Processes | None = None,
+) -> Trainer:
+    """A trainer at step 0, its weights drawn from training.seed; on each of the processes, if there are several."""
     training, held_out = open_split(config.data, "train"), open_split(config.data, "val")
     open_split(config.data, "test")  # what the end needs is looked for at the start
     seed_everything(config.training.seed)
@@ -119,31 +125,36 @@ def open_trainer(config: RunConfig, run: RunDirectory | None, progress: Progress
     assert size is not None
     autoencoder = build_autoencoder(config, size)
     try:
-        autoencoder.to(config.training.device)
+        autoencoder.to(config.training.device if processes is None else processes.device(config.training))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"training.device: {config.training.device!r} is not to be had here ({error})") from None
     images = training_images(training, config.data)
     held = read_images(held_out, config.training.num_held_out, config.data.workers)
-    return Trainer(autoencoder, images, held, config.training, run, progress)
+    return Trainer(autoencoder, images, held, config.training, run, progress, processes)
 
 
-def start_run(values: Mapping[str, Any], path: Path, progress: Progress | None = None) -> Trainer:
+def start_run(
+    values: Mapping[str, Any], path: Path, progress: Progress | None = None, processes: Processes | None = None
+) -> Trainer:
     """A trainer for a new run directory.
 
     Raises:
         RunError: If the directory holds a run already.
     """
     config = parse_config(values)
-    run = RunDirectory(path)
-    if run.config.exists():
+    run, first = RunDirectory(path), processes is None or processes.first
+    if first and run.config.exists():
         raise RunError(f"{path}: holds a run already; --resume goes on with it, another --out starts a new one")
-    trainer = open_trainer(config, run, progress)
-    run.create()
-    run.write_config(config.to_toml())
+    trainer = open_trainer(config, run, progress, processes)
+    if first:
+        run.create()
+        run.write_config(config.to_toml())
     return trainer
 
 
-def resume_run(path: Path, settings: list[str], progress: Progress | None = None) -> Trainer:
+def resume_run(
+    path: Path, settings: Sequence[str], progress: Progress | None = None, processes: Processes | None = None
+) -> Trainer:
     """A trainer at the last checkpoint of a run directory; settings may lengthen it.
 
     Raises:
@@ -151,10 +162,11 @@ def resume_run(path: Path, settings: list[str], progress: Progress | None = None
     """
     run = RunDirectory(path)
     config = parse_config(override(run.read_config(), settings), str(run.config))
-    trainer = open_trainer(config, run, progress)
+    trainer = open_trainer(config, run, progress, processes)
     if run.state.exists() or run.checkpoint.exists():  # else it was killed before there was anything: step 0
         trainer.resume()
-    run.write_config(config.to_toml())
+    if processes is None or processes.first:
+        run.write_config(config.to_toml())
     return trainer
 
 

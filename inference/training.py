@@ -9,17 +9,20 @@ from time import process_time
 
 import pyro
 import torch
+from torch import Tensor
 
-from psa.errors import TrainingFailed
+from psa.errors import ConfigError, TrainingFailed
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.checkpoints import TrainingState, finite_weights, load_checkpoint, save_checkpoint
 from psa.inference.config import TrainingConfig
+from psa.inference.event_log import EventLog
 from psa.inference.held_out import held_out_row
-from psa.inference.images import Batches, Images, ImageSet, StepImages
+from psa.inference.images import Batch, Batches, Images, ImageSet, StepImages
 from psa.inference.interrupts import Interrupted, deferred_interrupts
 from psa.inference.keyed_noise import ImageNoise
 from psa.inference.objectives import objective
-from psa.inference.optimisation import build_optimiser, learning_rate, set_learning_rate
+from psa.inference.optimisation import averaged, build_optimiser, compile_networks, learning_rate, set_learning_rate
+from psa.inference.processes import Processes, this_process
 from psa.inference.scene_priors import fit_slot_prior, slot_aggregate
 from psa.runs import RunDirectory
 
@@ -50,6 +53,10 @@ class Trainer:
         config: Steps, batch size, learning rate and the rest.
         run: Where checkpoints and metrics go; None keeps them in memory.
         progress: Called after every step with its number and, after an evaluation, that row of metrics.
+        processes: That train this run together, each with a trainer; the first one writes, evaluates and reports.
+
+    Raises:
+        ConfigError: If there are fewer images than processes, or something the settings ask for is not installed.
     """
 
     autoencoder: SlotAutoencoder
@@ -58,19 +65,35 @@ class Trainer:
     config: TrainingConfig
     run: RunDirectory | None = None
     progress: Progress | None = None
+    processes: Processes | None = None
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        config = self.config
+        self._processes = this_process(config) if self.processes is None else self.processes
+        rank, size = self._processes.rank, self._processes.size
         self._loss = objective(self.autoencoder)
         self._parameters = list(self.autoencoder.parameters())
-        self._state = TrainingState(self.autoencoder, build_optimiser(self._parameters, self.config))
-        batches = Batches(len(self.images), self.config.batch_size, self.config.seed)
-        self._source = StepImages(self.images, batches)
+        average = averaged(self.autoencoder, config.ema)
+        self._state = TrainingState(self.autoencoder, build_optimiser(self._parameters, config), average)
+        if config.compile:
+            compile_networks(self.autoencoder)
+        if len(self.images) < size:
+            raise ConfigError(f"training.devices: expected at most the {len(self.images)} images, got {size}")
+        together = config.batch_size * config.accumulate * size
+        self._batches = Batches(len(self.images), together, config.seed, (rank, size))
+        self._source = StepImages(self.images, self._batches)
+        self._log: EventLog | None = None
 
     @property
     def step(self) -> int:
         """Steps done."""
         return self._state.step
+
+    @property
+    def trained(self) -> SlotAutoencoder:
+        """The model that is evaluated and kept: of the averaged weights, if there are any."""
+        return self._state.trained
 
     @_nan_is_counted()
     def fit(self, until: int | None = None) -> None:
@@ -90,19 +113,24 @@ class Trainer:
                 self.save()  # so that a run that fails early can be gone on with
             while self.step < last:
                 self._train_step()
-                row: dict[str, float] = {}
-                if self.step % self.config.evaluate_every == 0 or self.step == last:
-                    row = self.evaluate(process_time() - start)
-                if self.progress is not None:
-                    self.progress(self.step, row)
-                if caught or self.step % self.config.checkpoint_every == 0:
+                if self._processes.first:
+                    self._report(process_time() - start, self.step == last)
+                stop = self._processes.any(bool(caught))
+                if stop or self.step % self.config.checkpoint_every == 0:
                     self.save()
-                if caught:
+                if stop:
                     raise Interrupted(f"interrupted at step {self.step} of {self.config.steps}")
-        if self.autoencoder.guide.kl_weight == 0:
-            fit_slot_prior(self.autoencoder, self.images)
+        if self.autoencoder.guide.kl_weight == 0 and self._processes.first:
+            fit_slot_prior(self.trained, self.images)
         self.save()
         self.autoencoder.eval()
+
+    def _report(self, seconds: float, last: bool) -> None:
+        row: dict[str, float] = {}
+        if self.step % self.config.evaluate_every == 0 or last:
+            row = self.evaluate(seconds)
+        if self.progress is not None:
+            self.progress(self.step, row)
 
     @_nan_is_counted()
     def train_steps(self, count: int) -> None:
@@ -123,21 +151,20 @@ class Trainer:
 
     @pyro.validation_enabled(False)  # a NaN is counted below, and is not torch's error about a constraint
     def _train_step(self) -> None:
-        state = self._state
-        set_learning_rate(state.optimiser, state.step, self.config)
-        self.autoencoder.guide.anneal(state.step / self.config.steps)
+        state, config = self._state, self.config
+        set_learning_rate(state.optimiser, state.step, config)
+        with_noise = config.noise_steps or config.steps
+        self.autoencoder.guide.anneal(state.step / config.steps, min(1.0, state.step / with_noise))
         self._refresh_prior()
-        batch, device = self._source.batch(state.step), self.autoencoder.model.prior_loc.device
-        images = batch.images.to(device)
-        # Nats per image: the clip then normalises almost every step, which is what keeps 2e-3 stable.
-        with self.autoencoder.guide.drawing(ImageNoise(self.config.seed, batch.epoch, batch.index.to(device))):
-            loss = self._loss(images) / len(images)
         state.optimiser.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+        batch = self._source.batch(state.step)
+        loss = self._gradients(batch)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.clip_norm)
         if bool(loss.isfinite()) and bool(norm.isfinite()):
             state.optimiser.step()
-            state.loss_sum += float(loss.detach()) / images[0].numel()
+            if state.average is not None:
+                state.average.update_parameters(self.autoencoder)
+            state.loss_sum += float(loss) / batch.images[0].numel()
             state.loss_steps += 1
             state.skipped_running = 0
         else:
@@ -151,12 +178,32 @@ class Trainer:
         self._require(before < self.config.max_skipped, f"loss or its gradient{again} is")
         state.skipped, state.skipped_running = state.skipped + 1, before + 1
 
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Leave the gradient of the whole step's loss, a batch of all processes, in the weights; return that loss.
+
+        Nats per image: the clip then normalises almost every step, which is what keeps 2e-3 stable.
+        """
+        device, size = self.autoencoder.model.prior_loc.device, self.config.batch_size
+        total = torch.zeros((), device=device)
+        for images, index in zip(batch.images.split(size), batch.index.split(size), strict=True):
+            noise = ImageNoise(self.config.seed, batch.epoch, index.to(device))
+            with self.autoencoder.guide.drawing(noise), self._processes.autocast():
+                loss = self._loss(images.to(device)) / self._batches.batch_size
+            loss.backward()
+            total += loss.detach()
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        self._processes.add([total, *gradients])
+        return total
+
     def _refresh_prior(self) -> None:
         """Every ``objective.prior_refresh`` steps, where the aggregate prior is in the loop."""
         model, settings = self.autoencoder.model, self.autoencoder.config.objective
         if model.refreshed and self.step > 0 and self.step % settings.prior_refresh == 0:
-            limit = min(settings.prior_images, len(self.images))
-            prior = slot_aggregate(self.autoencoder, self.images, settings.prior_components, limit, self.step)
+            limit, prior = min(settings.prior_images, len(self.images)), None
+            if self._processes.first:
+                prior = slot_aggregate(self.autoencoder, self.images, settings.prior_components, limit, self.step)
+            prior = self._processes.told(prior)
+            assert prior is not None
             model.refresh_prior(prior)
 
     @pyro.validation_enabled(False)
@@ -169,17 +216,24 @@ class Trainer:
             "learning_rate": learning_rate(state.step, self.config),
             "cpu_seconds": seconds,
         }
-        self.autoencoder.eval()
+        self.trained.eval()
         if state.loss_steps > 0:
             row["loss"] = state.loss_sum / state.loss_steps
-        row |= held_out_row(self.autoencoder, self.held_out)
+        row |= held_out_row(self.trained, self.held_out)
         self.autoencoder.train()
         self._require(math.isfinite(row["held_out"]), "held-out objective is")
         state.loss_sum, state.loss_steps = 0.0, 0
         self.history.append(row)
         if self.run is not None:
             self.run.append_metrics(row)
+            self._write_events(row)
         return row
+
+    def _write_events(self, row: dict[str, float]) -> None:
+        assert self.run is not None
+        if self.config.tensorboard:
+            self._log = self._log or EventLog(self.run.path / "tensorboard", self.step)
+            self._log.write(row)
 
     def save(self) -> None:
         """Write a checkpoint, whose weights are finite.
@@ -187,18 +241,20 @@ class Trainer:
         Raises:
             TrainingFailed: If they are not, or it cannot be written.
         """
-        if self.run is not None:
+        if self.run is not None and self._processes.first:
             self._require(finite_weights(self._state), "weights are")
             save_checkpoint(self.run, self._state)
 
     def resume(self) -> None:
-        """Go back to the last checkpoint of ``run``.
+        """Go back to the last checkpoint of ``run``; metrics past it are dropped.
 
         Raises:
             RunError: If there is none, or it is of another model.
         """
         assert self.run is not None
         load_checkpoint(self.run, self._state)
+        if self._processes.first:
+            self.run.keep_metrics_before(self.step)
         self.history = self.run.read_metrics()
 
 

@@ -14,7 +14,9 @@ from psa.errors import ConfigError, Stopped, TrainingFailed
 from psa.files import NO_ROOM
 from psa.inference.config import RECIPE, override, published, read_config_file
 from psa.inference.interrupts import Interrupted
-from psa.inference.sessions import evaluate_run, resume_run, start_run, summary
+from psa.inference.launching import Request
+from psa.inference.launching import train as train_run
+from psa.inference.sessions import evaluate_run, summary
 from psa.runs import RunDirectory
 
 
@@ -31,27 +33,30 @@ def train(
 
     Last it builds the aggregate prior that psa sample draws from. Progress goes to standard error: steps, loss,
     foreground ARI on a held-out batch, time left. Ctrl-C finishes the step, writes a checkpoint and says how to go on.
+
+    --set training.devices=N trains on N processes; --set training.schedule=NAME takes a paper's schedule:
+    slot-attention, bo-qsa-mixture, bo-qsa-transformer, psa-transformer.
     """
     if resume and (config is not None or data is not None or variant is not None):
         raise ConfigError("--resume takes its configuration from the run; only --set may change it")
-    values = {} if resume else override(_values(config, data, variant), settings or [])
+    values = None if resume else override(_values(config, data, variant), settings or [])
+    request = Request(out, values, tuple(settings or ()))
+    steps = request.config().training.steps
     bar = progress_bar()
     task = bar.add_task(f"training {out}", total=None, figures="")
 
     def show(step: int, row: dict[str, float]) -> None:
         if row:
             bar.update(task, figures=figures(row))
-        bar.update(task, completed=step, total=trainer.config.steps)
+        bar.update(task, completed=step, total=steps)
 
     run = RunDirectory(out)
     with run.held(), _how_to_go_on(run):
-        trainer = resume_run(out, settings or [], show) if resume else start_run(values, out, show)
         with bar:
-            trainer.fit()
+            skipped = train_run(request, show)
         autoencoder = psa.load(out)
         outcome = evaluate_run(autoencoder, run, autoencoder.config.data, "test")
         build_with_progress(autoencoder, run)
-    skipped = run.read_metrics()[-1].get("skipped", 0)
     print_result({"run": str(out), **summary(outcome, run), "skipped": skipped}, f"psa train: {out}", json)
 
 

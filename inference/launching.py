@@ -95,17 +95,20 @@ def train(request: Request, progress: Progress) -> int:
     relay = Relay([receiver for receiver, _ in pipes], progress)
     work = partial(_work, request=request, senders=[sender for _, sender in pipes], stop=stop)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # what it warns of is said below
+    outcome: int | str | Exception
     with deferred_interrupts() as caught, relay.listening(caught, stop):
         try:
             outcome = fabric.launch(work)
         except (ProcessExitedException, ProcessRaisedException) as error:
-            raise relay.failure(error, config.training.devices) from None
+            outcome = error
         except KeyboardInterrupt:
             relay.kill()
             raise
+    if isinstance(outcome, Exception):
+        raise relay.failure(outcome, config.training.devices)
     if isinstance(outcome, str):
         raise Interrupted(outcome)
-    return int(outcome)
+    return outcome
 
 
 def _work(fabric: Fabric, request: Request, senders: Sequence[Connection], stop: Flag) -> int | str:
@@ -160,7 +163,7 @@ class Relay:
         finally:
             over.set()
             thread.join(10 * POLL_SECONDS)  # a message that was cut by a killed process never ends
-            if not thread.is_alive():
+            while not thread.is_alive() and wait(self._receivers, 0.0):
                 self._hear(0.0)
 
     def _hear(self, seconds: float) -> None:
@@ -174,10 +177,10 @@ class Relay:
 
     def failure(self, error: Exception, count: int) -> Exception:
         """Why the run failed: what a process said, or which of them was killed."""
-        self._hear(POLL_SECONDS)
         if self._errors:
             return self._errors[0]
-        for rank, process in enumerate(self._processes):
+        started = sorted(self._processes, key=lambda process: int(process.name.rpartition("-")[2]))
+        for rank, process in enumerate(started):
             code = process.exitcode
             if code is not None and code < 0 and code != -signal.SIGTERM:  # by which the others were ended
                 how = signal.Signals(-code).name

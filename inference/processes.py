@@ -19,6 +19,9 @@ from psa.inference.config import TrainingConfig
 Fabric: TypeAlias = Any
 T = TypeVar("T")
 
+for part in ("distributed", "rank_zero"):  # which tell how many processes there are, and of the precision
+    logging.getLogger(f"lightning_fabric.utilities.{part}").setLevel(logging.WARNING)
+
 
 class Processes:
     """This process alone, in the precision of the weights.
@@ -104,7 +107,6 @@ def build_fabric(config: TrainingConfig) -> Fabric:
     """
     import lightning_fabric
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     kind, _, number = config.device.partition(":")
     first = int(number) if number.isdigit() else 0
     chosen: int | list[int] = config.devices if kind == "cpu" else [first + i for i in range(config.devices)]

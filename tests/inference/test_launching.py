@@ -49,7 +49,7 @@ def test_two_processes_give_the_losses_and_the_priors_of_one_with_the_doubled_ba
         build_prior(psa.load(path), RunDirectory(path))
     priors = [psa.load(path).scene_prior for path in (one, two)]
     assert_close(priors[1].aggregate.mean, priors[0].aggregate.mean, LOOSE)
-    assert_close(priors[1].aggregate.covariance, priors[0].aggregate.covariance, LOOSE)
+    assert_close(priors[1].aggregate.variance, priors[0].aggregate.variance, LOOSE)
     # what two processes trained goes on in one
     Request(two, None, ("training.devices=1", "training.batch_size=6", "training.steps=23")).open(None).fit()
     Request(one, None, ("training.steps=23",)).open(None).fit()

@@ -174,7 +174,7 @@ def schedule_settings(name: Any) -> Mapping[str, Any]:
     Raises:
         ValueError: If there is none of that name.
     """
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
     return SCHEDULES[name].settings
 
@@ -287,7 +287,8 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
                 raise ConfigError(f"--set {setting}: {part} is a value, not a table")
         table[last] = _value(text.strip())
         if key.strip() == "training.schedule":
-            table.update(SCHEDULES[table[last]].settings if table[last] in SCHEDULES else {})
+            named = SCHEDULES.get(str(table[last]))  # a name that is none is told when all is parsed
+            table.update({} if named is None else named.settings)
     return result
 
 

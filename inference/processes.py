@@ -106,6 +106,7 @@ def build_fabric(config: TrainingConfig) -> Fabric:
         ConfigError: If the device is not to be had here, or is not one of Fabric's.
     """
     import lightning_fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     kind, _, number = config.device.partition(":")
     first = int(number) if number.isdigit() else 0
@@ -113,7 +114,7 @@ def build_fabric(config: TrainingConfig) -> Fabric:
     strategy = "ddp_spawn" if config.devices > 1 else "auto"
     try:
         return lightning_fabric.Fabric(accelerator=kind, devices=chosen, strategy=strategy, precision=config.precision)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         wanted = f"{config.devices} of {config.device!r}" if config.devices > 1 else repr(config.device)
         raise ConfigError(f"training.device: {wanted} is not to be had here ({reason})") from None

@@ -65,8 +65,9 @@ def test_accumulated_batches_leave_the_gradient_of_the_whole_one(values):
         loss = trainer._gradients(trainer._source.batch(2))
         gradients.append([loss, *(p.grad for p in trainer._parameters if p.grad is not None)])
     assert len(gradients[0]) == len(gradients[1])
+    largest = max(float(one.norm()) for one in gradients[0][1:])  # the key's bias cancels: its gradient is rounding
     for one, other in zip(*gradients, strict=True):
-        assert float((one - other).norm()) <= FLOAT32 * (float(one.norm()) + FLOAT32)
+        assert float((one - other).norm()) <= FLOAT32 * max(float(one.norm()), largest)
 
 
 def test_the_shares_of_processes_are_the_batch_of_one_with_all_of_them():

@@ -33,22 +33,22 @@ class TrainingState:
     Attributes:
         autoencoder: The weights.
         optimiser: Adam, with its moments.
-        average: A model of the averaged weights, if they are kept.
         step: Steps done, those that were skipped among them.
         loss_sum: Of the losses since the last row of metrics, nats per channel of a pixel.
         loss_steps: How many they are.
         skipped: Steps whose loss or gradient was not finite.
         skipped_running: The last of them, in a row.
+        average: A model of the averaged weights, if they are kept.
     """
 
     autoencoder: SlotAutoencoder
     optimiser: Optimizer
-    average: AveragedModel | None = None
     step: int = 0
     loss_sum: float = 0.0
     loss_steps: int = 0
     skipped: int = 0
     skipped_running: int = 0
+    average: AveragedModel | None = None
 
     @property
     def trained(self) -> SlotAutoencoder:

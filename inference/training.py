@@ -75,7 +75,7 @@ class Trainer:
         self._loss = objective(self.autoencoder)
         self._parameters = list(self.autoencoder.parameters())
         average = averaged(self.autoencoder, config.ema)
-        self._state = TrainingState(self.autoencoder, build_optimiser(self._parameters, config), average)
+        self._state = TrainingState(self.autoencoder, build_optimiser(self._parameters, config), average=average)
         if config.compile:
             compile_networks(self.autoencoder)
         if len(self.images) < size:

@@ -137,9 +137,9 @@ class TrainingConfig(Section):
     A ``schedule`` gives the values of a paper to the keys that are left out.
     """
 
-    schedule: str | None = Field(default=None, description="a paper's, by name; keys set beside it win")
     steps: int = Field(default=4000, ge=1)
     batch_size: int = Field(default=16, ge=1, description="images that a process has in memory at once")
+    schedule: str | None = Field(default=None, description="a paper's, by name; keys set beside it win")
     accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     warmup_steps: int = Field(default=200, ge=0)

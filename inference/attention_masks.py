@@ -22,5 +22,13 @@ def attention_masks(
     grid = getattr(encoder, "grid", None)
     if grid is None:
         return None
-    maps = posterior.responsibilities.unflatten(-1, grid(*size))
-    return nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    return resized(posterior.responsibilities.unflatten(-1, grid(*size)), size)
+
+
+def resized(
+    masks: Float[Tensor, "batch slots rows columns"], size: tuple[int, int]
+) -> Float[Tensor, "batch slots height width"]:
+    """Masks of an image's size: weighted means of the given ones, which they are if they have it."""
+    if tuple(masks.shape[-2:]) == tuple(size):
+        return masks
+    return nn.functional.interpolate(masks, size=size, mode="bilinear", align_corners=False)

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from psa.data import as_float
 from psa.errors import ConfigError, RunError
-from psa.inference.attention_masks import attention_masks
+from psa.inference.attention_masks import attention_masks, resized
 from psa.inference.bottleneck import Bottleneck
 from psa.inference.building import build_code, build_encoder, build_scene_model, token_dim
 from psa.inference.config import DecoderConfig, RunConfig, parse_config
 from psa.inference.encoders.cnn import MIN_IMAGE_SIZE
+from psa.inference.frozen_network import FrozenNetwork, open_network
 from psa.inference.guide import SceneGuide
 from psa.inference.relevance import RULES, Relevance
 from psa.inference.roles import SceneRoles, find_roles, roles_of_masks
@@ -20,6 +21,7 @@ from psa.inference.scene_draws import draw_seen_scenes
 from psa.inference.variants import build
 from psa.models.decoders import JointDecoder
 from psa.models.decoders.code import CodeTransformerDecoder
+from psa.models.decoders.features import FeatureTransformerDecoder
 from psa.models.scene import SceneModel
 from psa.models.scene_prior import NO_COMPONENT, ScenePrior, SlotDraw
 from psa.records import DecodedScene, SlotPosterior
@@ -45,6 +47,7 @@ class SlotAutoencoder(nn.Module):
         super().__init__()
         self.model, self.guide, self.config, self.size = model, guide, config, size
         self.scene_prior: ScenePrior | None = None
+        self._network: FrozenNetwork | None = None
 
     def use_prior(self, prior: ScenePrior) -> None:
         """Make a prior the run's: its aggregate mixture is p(s) from now on.
@@ -62,9 +65,15 @@ class SlotAutoencoder(nn.Module):
     def prepare(self, images: Tensor) -> Float[Tensor, "batch channels height width"]:
         """Images as the encoder takes them: (B, H, W, 3) uint8, or (B, 3, H, W) float in [0, 1] (kept as it is).
 
+        Of a run on features, their maps, or the maps themselves (B, F, rows, columns), kept as they are.
+
         Raises:
             ValueError: If the shape, dtype or size is another.
+            PsaError: If the network that makes features is not to be had.
         """
+        on_features = self.config.encoder.kind == "features"
+        if on_features and tuple(images.shape[1:]) == self.config.features.shape:
+            return images.to(self.model.prior_loc)
         if images.dtype == torch.uint8 and images.ndim == 4 and images.shape[-1] == 3:
             images = as_float(images)
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -74,6 +83,9 @@ class SlotAutoencoder(nn.Module):
             )
         if tuple(images.shape[-2:]) != tuple(self.size):
             raise ValueError(f"images must be {self.size[0]} x {self.size[1]}, got {tuple(images.shape[-2:])}")
+        if on_features:
+            self._network = self._network or open_network(self.config.features)
+            images = self._network.maps(images.float().cpu())
         return images.to(self.model.prior_loc)
 
     @torch.no_grad()
@@ -90,23 +102,24 @@ class SlotAutoencoder(nn.Module):
         active = self.guide.active(posterior)
         if self.mask_kind == "attention":
             return posterior, slots, self.attended(posterior, active)
-        return posterior, slots, self.decode(slots, active).masks
+        return posterior, slots, resized(self.decode(slots, active).masks, self.size)
 
     @property
     def mask_kind(self) -> str:
         """Whose masks are the run's own: ``decoder``; or ``attention``, where no slot has a picture of its own."""
-        return "attention" if isinstance(self.model.decoder, CodeTransformerDecoder) else "decoder"
+        one_by_one = (CodeTransformerDecoder, FeatureTransformerDecoder)
+        return "attention" if isinstance(self.model.decoder, one_by_one) else "decoder"
 
     @property
     def has_pixel_density(self) -> bool:
         """Whether p(x | s) is a density of pixels about a differentiable picture, as comparing runs needs."""
-        return type(self.model) is SceneModel
+        return type(self.model) is SceneModel and self.config.encoder.kind != "features"
 
     def labels(
         self, scene: DecodedScene, masks: Float[Tensor, "batch slots height width"]
     ) -> Int64[Tensor, "batch height width"]:
         """The slot that owns each pixel by the run's own masks, given those of :meth:`encode`."""
-        return masks.argmax(1) if self.mask_kind == "attention" else scene.labels
+        return scene.labels if self.has_pixel_density else masks.argmax(1)
 
     def attended(
         self, posterior: SlotPosterior, active: Bool[Tensor, "batch slots"] | None = None
@@ -122,11 +135,13 @@ class SlotAutoencoder(nn.Module):
 
     @torch.no_grad()
     def roles(self, posterior: SlotPosterior, slots: Float[Tensor, "batch slots features"]) -> SceneRoles:
-        """What each slot of an image is: by its picture, or where slots have none, by the attention's masks."""
+        """What each slot of an image is: by its picture, or where slots have none, by the run's own masks."""
         active = self.guide.active(posterior)
+        if self.has_pixel_density:
+            return find_roles(self.decode(slots, active))
         if self.mask_kind == "attention":
             return roles_of_masks(self.attended(posterior, active))
-        return find_roles(self.decode(slots, active))
+        return roles_of_masks(self.decode(slots, active).masks)
 
     @torch.no_grad()
     def decode(
@@ -154,7 +169,7 @@ class SlotAutoencoder(nn.Module):
     ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch slots features"]]:
         """n new scenes (n, 3, H, W), the mean pictures of slots drawn from the prior, and these slots (n, K, D).
 
-        Where a picture consists of words, they are drawn given the slots.
+        Where a picture consists of words, they are drawn given the slots. Of a run on features, maps of these.
 
         Args:
             n: Scenes.
@@ -169,7 +184,8 @@ class SlotAutoencoder(nn.Module):
             ConfigError: If the scheme needs a picture of each slot, and the decoder is joint.
         """
         draw = self.draw(n, scheme, temperature, generator)
-        return self.realise(draw, generator).mean.clamp(0.0, 1.0), draw.slots
+        mean = self.realise(draw, generator).mean
+        return mean if self.config.encoder.kind == "features" else mean.clamp(0.0, 1.0), draw.slots
 
     @torch.no_grad()
     def draw(
@@ -181,7 +197,7 @@ class SlotAutoencoder(nn.Module):
         if scheme == "scene" and isinstance(self.model.decoder, JointDecoder):
             raise ConfigError("scheme scene: expected a decoder that paints each slot, got joint (use independent)")
         if self.scene_prior is not None:
-            if scheme == "scene" and self.mask_kind == "attention":
+            if scheme == "scene" and not self.has_pixel_density:
                 return self.scene_prior.draw_scenes(n, generator, temperature)
             if scheme == "scene":
                 return draw_seen_scenes(self.decode, self.scene_prior, n, generator, temperature)

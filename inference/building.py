@@ -9,12 +9,15 @@ from psa.errors import ConfigError
 from psa.inference.code_guide import CodeGuide
 from psa.inference.config import RunConfig
 from psa.inference.encoders.cnn import CnnEncoder
+from psa.inference.encoders.features import FeatureEncoder
 from psa.inference.encoders.words import WordEncoder
 from psa.models.code_scene import CodeSceneModel
 from psa.models.decoders import BroadcastDecoder, JointDecoder, PatchDecoder, SlotTransformer
 from psa.models.decoders.code import CodeTransformerDecoder
+from psa.models.decoders.features import FeatureTransformerDecoder
 from psa.models.decoders.grid import patch_grid
 from psa.models.dvae import CodeDecoder, CodeEncoder
+from psa.models.feature_scene import FeatureSequenceModel
 from psa.models.scene import SceneModel
 
 Size = tuple[int, int]
@@ -25,19 +28,38 @@ def token_dim(config: RunConfig) -> int:
     return config.encoder.token_dim or config.slots.slot_dim
 
 
+def observed(config: RunConfig, size: Size) -> tuple[int, Size]:
+    """Channels and (H, W) of what the program observes: the image, or the map of features."""
+    if config.encoder.kind != "features":
+        return 3, size
+    channels, rows, columns = feature_shape(config)
+    return channels, (rows, columns)
+
+
+def feature_shape(config: RunConfig) -> tuple[int, int, int]:
+    """(F, rows, columns) of the maps that are observed.
+
+    Raises:
+        ConfigError: If it is not known yet.
+    """
+    if config.features.shape is None:
+        raise ConfigError("features.shape: expected what psa train finds and writes, got none")
+    return config.features.shape
+
+
 def build_code(config: RunConfig, size: Size) -> CodeGuide | None:
     """The discrete VAE's encoder as a part of the guide; None where the decoder has no words."""
-    if config.decoder.kind != "transformer":
+    if config.decoder.kind != "transformer" or config.encoder.kind == "features":
         return None
     code = config.code
     return CodeGuide(CodeEncoder(size, code.vocabulary, code.channels, config.decoder.patch, code.kernel), code)
 
 
 def build_encoder(config: RunConfig, code: CodeGuide | None) -> nn.Module:
-    """Images -> tokens.
+    """What is observed -> tokens.
 
     Raises:
-        ConfigError: If it takes words and there are none.
+        ConfigError: If it takes words and there are none, or features of no known shape.
     """
     encoder = config.encoder
     if encoder.kind == "words":
@@ -46,6 +68,8 @@ def build_encoder(config: RunConfig, code: CodeGuide | None) -> nn.Module:
                 f"encoder.kind = words: expected decoder.kind = transformer, which has words, got {config.decoder.kind}"
             )
         return WordEncoder(code.encoder, config.code.vocabulary, encoder.channels, token_dim(config))
+    if encoder.kind == "features":
+        return FeatureEncoder(feature_shape(config), encoder.channels, token_dim(config))
     return CnnEncoder(encoder.channels, encoder.num_layers, encoder.stride, token_dim(config))
 
 
@@ -56,7 +80,9 @@ def build_scene_model(config: RunConfig, size: Size) -> SceneModel:
         ValueError: If the settings do not fit each other or the size.
     """
     slots, objective = config.slots, config.objective
-    kind = CodeSceneModel if config.decoder.kind == "transformer" else SceneModel
+    kind = SceneModel
+    if config.decoder.kind == "transformer":
+        kind = FeatureSequenceModel if config.encoder.kind == "features" else CodeSceneModel
     return kind(
         build_decoder(config, size),
         slots.num_slots,
@@ -75,14 +101,20 @@ def build_decoder(config: RunConfig, size: Size) -> nn.Module:
         ValueError: If the settings do not fit each other or the size.
     """
     decoder, slot_dim = config.decoder, config.slots.slot_dim
+    channels, size = observed(config, size)
+    features = config.encoder.kind == "features"  # whose grid is coarse: no patches, no steps up to it
     if decoder.kind == "broadcast":
-        return BroadcastDecoder(slot_dim, size, decoder.hidden_dim, decoder.num_upsamplings)
+        steps = 0 if features else decoder.num_upsamplings
+        return BroadcastDecoder(slot_dim, size, decoder.hidden_dim, steps, channels)
+    patch = 1 if features else decoder.patch
     if decoder.kind == "transformer":
-        grid = patch_grid(size, decoder.patch)
+        grid = patch_grid(size, patch)
         transformer = SlotTransformer(
             slot_dim, grid[0] * grid[1], decoder.hidden_dim, decoder.num_layers, decoder.num_heads, decoder.dropout
         )
-        painter = CodeDecoder(grid, config.code.vocabulary, config.code.channels, decoder.patch)
+        if features:
+            return FeatureTransformerDecoder(transformer, (channels, *grid))
+        painter = CodeDecoder(grid, config.code.vocabulary, config.code.channels, patch)
         return CodeTransformerDecoder(transformer, painter)
     masked = PatchDecoder if decoder.kind == "patch" else JointDecoder
-    return masked(slot_dim, size, decoder.hidden_dim, decoder.num_layers, decoder.patch)
+    return masked(slot_dim, size, decoder.hidden_dim, decoder.num_layers, patch, channels)

@@ -51,9 +51,9 @@ class DataConfig(Section):
 
 
 class EncoderConfig(Section):
-    """``encoder``: the CNN, or the words of the discrete VAE (SLATE), of which only the width and token_dim count."""
+    """``encoder``: the CNN; of the words of the discrete VAE, and of features, only the width and token_dim count."""
 
-    kind: Literal["cnn", "words"] = "cnn"
+    kind: Literal["cnn", "words", "features"] = "cnn"
     channels: int = Field(default=32, ge=1)
     num_layers: int = Field(default=4, ge=1)
     stride: int = Field(default=2, ge=1)
@@ -80,6 +80,17 @@ class CodeConfig(Section):
     temperature_start: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     temperature_end: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     anneal_share: float = Field(default=0.5, gt=0, le=1, description="share of training that cools, by half a cosine")
+
+
+class FeaturesConfig(Section):
+    """``features``: the frozen network whose features are observed in the pixels' place (``encoder.kind`` features)."""
+
+    architecture: str = Field(default="small", description="small, of random weights, or one that timm knows")
+    weights: str | None = Field(default=None, description="a safetensors file of timm's network")
+    options: dict[str, str | bool | int | float] = Field(default_factory=dict, description="of the architecture")
+    cache: str = Field(default="runs/features", description="the folder where features are kept")
+    shape: tuple[int, int, int] | None = Field(default=None, description="written by psa train")
+    checksum: str | None = Field(default=None, description="written by psa train")
 
 
 class DecoderConfig(Section):
@@ -187,6 +198,7 @@ class RunConfig(Section):
     slots: SlotsConfig = SlotsConfig()
     decoder: DecoderConfig = DecoderConfig()
     code: CodeConfig = CodeConfig()
+    features: FeaturesConfig = FeaturesConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     bottleneck: BottleneckConfig = BottleneckConfig()
     training: TrainingConfig = TrainingConfig()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psa.inference.attention_masks import attention_masks
+from psa.inference.attention_masks import attention_masks, resized
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.failures import Health, HealthWatch
 from psa.inference.images import Images
@@ -151,7 +151,7 @@ def evaluate(
 def mask_kinds(autoencoder: SlotAutoencoder, posterior: SlotPosterior, scene: DecodedScene) -> dict[str, Tensor]:
     """The masks (B, K, H, W) that a run has of images, by kind; the attention's only where tokens are a grid."""
     attention = attention_masks(autoencoder.guide.encoder, posterior, autoencoder.size)
-    return {"decoder": scene.masks} | ({} if attention is None else {"attention": attention})
+    return {"decoder": resized(scene.masks, autoencoder.size)} | ({} if attention is None else {"attention": attention})
 
 
 def _measured(scores: Mapping[str, list[MaskScores]], images: Images) -> dict[str, Any]:

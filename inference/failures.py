@@ -44,7 +44,7 @@ class HealthWatch:
         self._shares: list[Float[Tensor, " batch"]] = []
         self._agreements: list[Float[Tensor, " batch"]] = []
         self._labels: list[Int64[Tensor, "1 height width"]] = []  # of the first image and the last
-        self._origin: Float[Tensor, "channels height width"] | None = None
+        self._origin: Float[Tensor, "channels rows columns"] | None = None
         # Over images, of x - origin: its sum a pixel, the sum of its square, and the squared error.
         self._sum: Tensor | float = 0.0
         self._square, self._error = 0.0, 0.0
@@ -52,14 +52,14 @@ class HealthWatch:
     def add(
         self,
         labels: Int64[Tensor, "batch height width"],
-        images: Float[Tensor, "batch channels height width"],
-        reconstructions: Float[Tensor, "batch channels height width"],
+        images: Float[Tensor, "batch channels rows columns"],
+        reconstructions: Float[Tensor, "batch channels rows columns"],
     ) -> None:
         """The next images.
 
         Args:
             labels: The slot that owns each pixel.
-            images: In [0, 1].
+            images: In [0, 1]; or maps of features, of any size.
             reconstructions: Of the same images.
         """
         owned = torch.nn.functional.one_hot(labels.flatten(1), self.num_slots)
@@ -104,8 +104,8 @@ class HealthWatch:
 
 def diagnose(
     labels: Int64[Tensor, "batch height width"],
-    images: Float[Tensor, "batch channels height width"],
-    reconstructions: Float[Tensor, "batch channels height width"],
+    images: Float[Tensor, "batch channels rows columns"],
+    reconstructions: Float[Tensor, "batch channels rows columns"],
     num_slots: int,
 ) -> Health:
     """The health of a single batch; the arguments are those of :class:`HealthWatch`."""

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from psa.errors import ConfigError, PsaError
+from psa.errors import ConfigError
 from psa.inference.autoencoder import SlotAutoencoder
+from psa.inference.timm_networks import TIMM, normalised, timm_network
 from psa.metrics.generation import Features
 
-RUN, TIMM = "run", "timm:"
+RUN = "run"
 
 
 def named_features(name: str, autoencoder: SlotAutoencoder) -> Features:
@@ -56,29 +55,11 @@ def timm_features(architecture: str, weights: Path) -> Features:
         PsaError: If timm is not installed.
         ConfigError: If there is no such architecture, or the file is missing, no safetensors, or of another network.
     """
-    try:
-        import timm  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise PsaError(f"{TIMM}{architecture} needs timm, which is not installed: pip install timm") from None
-    name = f"{TIMM}{architecture}:{weights}"
-    if not timm.is_model(architecture):
-        raise ConfigError(f"{name}: expected an architecture that timm knows, got {architecture!r}")
-    network = timm.create_model(architecture, pretrained=False, num_classes=0).eval()
-    try:
-        missing, _ = network.load_state_dict(load_file(weights), strict=False)  # what is over is the classifier
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ConfigError(f"{name}: expected a safetensors file of that network's weights ({reason})") from None
-    if missing:
-        raise ConfigError(f"{name}: expected that network's weights, {len(missing)} are missing, first {missing[0]}")
-    settings = network.pretrained_cfg
-    mean, std = (torch.tensor(settings[key])[:, None, None] for key in ("mean", "std"))
-    size = tuple(settings["input_size"][1:])
+    network = timm_network(architecture, weights).eval()
 
     @torch.no_grad()
     def features(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
-        resized = torch.nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
-        return network((resized.clamp(0.0, 1.0) - mean) / std)
+        return network(normalised(network, images))
 
     return features
 

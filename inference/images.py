@@ -129,8 +129,8 @@ class ImageSet(Images):
         """Itself."""
         return self
 
-    def batch(self, index: Tensor | slice) -> Float[Tensor, "batch 3 height width"]:
-        """Some images as float in [0, 1]."""
+    def batch(self, index: Tensor | slice) -> Float[Tensor, "batch channels height width"]:
+        """Some images as float in [0, 1]; of a set of features their maps."""
         return as_float(self.images[index])
 
 
@@ -221,12 +221,12 @@ class Batch:
     """What one step sees.
 
     Attributes:
-        images: (B, 3, H, W) in [0, 1].
+        images: (B, 3, H, W) in [0, 1], or maps of features.
         index: (B,), the place of each in the data set.
         epoch: How often the data set was read before.
     """
 
-    images: Float[Tensor, "batch 3 height width"]
+    images: Float[Tensor, "batch channels height width"]
     index: Int64[Tensor, " batch"]
     epoch: int
 

@@ -8,8 +8,11 @@ from datetime import UTC, datetime
 import numpy as np
 import tomli_w
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 import psa
+from psa.data import as_float
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.evaluation import Evaluation
 from psa.inference.images import Images
@@ -39,22 +42,37 @@ MASK_MEASURES = {
     "precision": "precision",
     "recall": "recall",
 }
-PICTURES = {
-    "decoder": "Masks are the decoder's.",
-    "attention": "Masks are the slots' attention, interpolated; no slot has a picture of its own: each shows the part "
-    "of the reconstruction below its mask.",
-}
+MASKS = {"decoder": "Masks are the decoder's.", "attention": "Masks are the slots' attention, interpolated."}
+
+
+def shown(autoencoder: SlotAutoencoder) -> str:
+    """What a page's pictures are, in words."""
+    masks = MASKS[autoencoder.mask_kind]
+    if autoencoder.config.encoder.kind == "features":
+        return (
+            f"{masks} Features are observed, not pixels: a reconstruction is three of their principal components as "
+            "colours, and a slot shows the image below its mask."
+        )
+    if autoencoder.mask_kind == "attention":
+        return f"{masks} No slot has a picture of its own: each shows the part of the reconstruction below its mask."
+    return masks
 
 
 def scene_views(autoencoder: SlotAutoencoder, images: Images, count: int = 8) -> list[SceneView]:
     """The first images of a set, and what the model made of them."""
     first = images.first(count).in_memory()
     chosen = first.images
-    posterior, slots, masks = autoencoder.encode(chosen)
+    batch = first.batch(slice(None))
+    posterior, slots, masks = autoencoder.encode(batch)
     scene = autoencoder.decode(slots, autoencoder.guide.active(posterior))
     score = None
     if first.masks is not None:
         score = foreground_ari(autoencoder.labels(scene, masks), first.masks, first.background)
+
+    mean, rgb = scene.mean, scene.rgb
+    if autoencoder.config.encoder.kind == "features":
+        mean = principal_picture(scene.mean, batch, images.size)
+        rgb = as_float(chosen)[:, None].expand(-1, masks.shape[1], -1, -1, -1)
 
     def to_bytes(pictures: torch.Tensor) -> np.ndarray:
         return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()
@@ -62,15 +80,27 @@ def scene_views(autoencoder: SlotAutoencoder, images: Images, count: int = 8) ->
     return [
         SceneView(
             image=chosen[i].numpy(),
-            reconstruction=to_bytes(scene.mean[i]),
+            reconstruction=to_bytes(mean[i]),
             true_mask=None if first.masks is None else first.masks[i].numpy(),
             masks=masks[i].numpy(),
-            slot_rgb=to_bytes(scene.rgb[i]),
+            slot_rgb=to_bytes(rgb[i]),
             weights=posterior.weights[i].numpy(),
             foreground_ari=None if score is None else float(score[i]),
         )
         for i in range(len(chosen))
     ]
+
+
+def principal_picture(
+    maps: Float[Tensor, "batch channels rows columns"],
+    like: Float[Tensor, "batch channels rows columns"],
+    size: tuple[int, int],
+) -> Float[Tensor, "batch 3 height width"]:
+    """Maps as pictures: three principal components of other maps as red, green and blue, two deviations each way."""
+    rows = like.movedim(1, -1).flatten(0, 2)
+    _, values, axes = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    scores = (maps.movedim(1, -1) - rows.mean(0)) @ axes[:3].T * len(rows) ** 0.5 / values[:3].clamp(min=1e-12)
+    return torch.nn.functional.interpolate((0.5 + 0.25 * scores).movedim(-1, 1), size)
 
 
 def metric_rows(evaluation: Evaluation, baselines: Mapping[str, SegmentationSummary]) -> list[MetricRow]:
@@ -164,7 +194,7 @@ def write_run_report(
         title=title,
         summary=(
             f"{slots.variant} with {slots.num_slots} slots, {slots.num_iterations} E/M steps an image, "
-            f"{evaluation.description}. {PICTURES[evaluation.mask_kind]} "
+            f"{evaluation.description}. {shown(autoencoder)} "
             "Each slot is a component of a Gaussian mixture over the image's tokens; "
             "its weight is the share of tokens it explains."
         ),

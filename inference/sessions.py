@@ -16,6 +16,8 @@ from psa.inference.classed_images import ClassedImages
 from psa.inference.config import READING, DataConfig, RunConfig, override, parse_config
 from psa.inference.encoders.cnn import MIN_IMAGE_SIZE
 from psa.inference.evaluation import Evaluation, evaluate, evaluate_baselines
+from psa.inference.feature_cache import with_features
+from psa.inference.frozen_network import open_network
 from psa.inference.images import Images, ImageSet, ImageStream, read_images
 from psa.inference.processes import Processes
 from psa.inference.reporting import write_run_report
@@ -71,13 +73,37 @@ def prepared_as(autoencoder: SlotAutoencoder, source: str | None) -> DataConfig:
     return DataConfig(source=source, size=autoencoder.size, crop=own.crop, **reading)
 
 
+def kept_features(images: Images, config: RunConfig) -> Images:
+    """The images with their features, where these are what a run observes, in memory; otherwise the images.
+
+    Raises:
+        PsaError: If the network of the features is not to be had, or their file cannot be read or written.
+    """
+    if config.encoder.kind != "features":
+        return images
+    return with_features(images.in_memory(), open_network(config.features), Path(config.features.cache))
+
+
+def with_network(config: RunConfig) -> RunConfig:
+    """The configuration with the shape of its features and the checksum of their network's weights.
+
+    Raises:
+        PsaError: If the network is not to be had.
+    """
+    if config.encoder.kind != "features":
+        return config
+    network = open_network(config.features)
+    found = config.features.model_copy(update={"shape": network.shape, "checksum": network.checksum})
+    return config.model_copy(update={"features": found})
+
+
 def training_images(dataset: SceneDataset, data: DataConfig) -> Images:
     """All images of a data set: in memory where they fit ``data.memory``, otherwise read whenever they are needed."""
     images = ImageStream(dataset, workers=data.workers)
     return images.in_memory() if images.num_bytes <= data.memory * GIB else images
 
 
-def stream_images(autoencoder: SlotAutoencoder, data: DataConfig, split: str, limit: int | None = None) -> ImageStream:
+def stream_images(autoencoder: SlotAutoencoder, data: DataConfig, split: str, limit: int | None = None) -> Images:
     """The first images of a split, which a run must be able to encode, read whenever they are needed.
 
     Args:
@@ -90,7 +116,7 @@ def stream_images(autoencoder: SlotAutoencoder, data: DataConfig, split: str, li
         DataError: If the images cannot be read, or are not of the run's size.
         ConfigError: If an option does not fit the source.
     """
-    images = ImageStream(open_split(data, split), limit, data.workers)
+    images = kept_features(ImageStream(open_split(data, split), limit, data.workers), autoencoder.config)
     if images.size != tuple(autoencoder.size):
         (height, width), (rows, columns) = autoencoder.size, images.size
         raise DataError(f"{data.source}: expected images of {height} x {width} as the run's, got {rows} x {columns}")
@@ -128,8 +154,8 @@ def open_trainer(
         autoencoder.to(config.training.device if processes is None else processes.device(config.training))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"training.device: {config.training.device!r} is not to be had here ({error})") from None
-    images = training_images(training, config.data)
-    held = read_images(held_out, config.training.num_held_out, config.data.workers)
+    images = kept_features(training_images(training, config.data), config)
+    held = kept_features(read_images(held_out, config.training.num_held_out, config.data.workers), config).in_memory()
     return Trainer(autoencoder, images, held, config.training, run, progress, processes)
 
 
@@ -141,7 +167,7 @@ def start_run(
     Raises:
         RunError: If the directory holds a run already.
     """
-    config = parse_config(values)
+    config = with_network(parse_config(values))
     run, first = RunDirectory(path), processes is None or processes.first
     if first and run.config.exists():
         raise RunError(f"{path}: holds a run already; --resume goes on with it, another --out starts a new one")

@@ -2,16 +2,20 @@
 
 import torch
 from tiny import tiny_autoencoder, tiny_images
+from torch import Tensor
 
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.objectives import objective
 
+FEATURES = ("encoder.kind=features", "features.shape=[6, 4, 4]")
 DECODERS = {
     "patch": (),
     "broadcast": (),
     "joint": (),
     "transformer": ("encoder.kind=cnn", "code.vocabulary=4"),
     "words": ("decoder.kind=transformer", "encoder.kind=words", "code.vocabulary=4"),
+    "features": ("decoder.kind=patch", *FEATURES),
+    "feature-transformer": ("decoder.kind=transformer", *FEATURES),
 }
 OBJECTIVES = (
     {"sample": False, "kl_weight": 0.0},
@@ -21,15 +25,23 @@ OBJECTIVES = (
 
 
 def compose(variant: str, decoder: str, values: dict[str, object], *settings: str) -> SlotAutoencoder:
-    kind = (f"decoder.kind={decoder}",) if decoder != "words" else ()
+    kind = () if any(one.startswith("decoder.kind") for one in DECODERS[decoder]) else (f"decoder.kind={decoder}",)
     return tiny_autoencoder(
         {"slots": {"variant": variant}, "objective": values}, *kind, *DECODERS[decoder], "encoder.channels=4", *settings
     )
 
 
+def batch_for(autoencoder: SlotAutoencoder) -> Tensor:
+    """Two images, or two maps of features, as the run observes them."""
+    shape = autoencoder.config.features.shape
+    if shape is None:
+        return tiny_images(2).batch(slice(None))
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+
+
 def steps(autoencoder: SlotAutoencoder) -> None:
     """A step of training with finite gradients that reach every part that has parameters."""
-    images = tiny_images(2).batch(slice(None))
+    images = batch_for(autoencoder)
     optimiser = torch.optim.Adam(autoencoder.parameters(), 1e-3)
     loss = objective(autoencoder)(images)
     loss.backward()

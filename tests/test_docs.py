@@ -25,7 +25,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*DOCS, ROOT / "README.md"]
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 NOT_RUN = "<!-- not run -->"
-SECTIONS = "data|encoder|slots|decoder|code|objective|bottleneck|training"
+SECTIONS = "data|encoder|slots|decoder|code|features|objective|bottleneck|training"
 
 
 def relative(path: Path) -> str:

@@ -16,12 +16,20 @@ class BroadcastDecoder(MaskedDecoder):
         size: (H, W) of the image; multiples of 2 ** num_upsamplings.
         hidden_dim: Channels of the convolutions.
         num_upsamplings: Transposed convolutions of stride 2.
+        channels: Of the picture.
 
     Raises:
         ValueError: If the size is not a multiple of 2 ** num_upsamplings.
     """
 
-    def __init__(self, slot_dim: int, size: tuple[int, int], hidden_dim: int = 32, num_upsamplings: int = 2) -> None:
+    def __init__(
+        self,
+        slot_dim: int,
+        size: tuple[int, int],
+        hidden_dim: int = 32,
+        num_upsamplings: int = 2,
+        channels: int = 3,
+    ) -> None:
         super().__init__()
         factor = 2**num_upsamplings
         if size[0] % factor or size[1] % factor:
@@ -33,11 +41,14 @@ class BroadcastDecoder(MaskedDecoder):
         for _ in range(num_upsamplings):
             layers += [nn.ConvTranspose2d(hidden_dim, hidden_dim, 4, stride=2, padding=1), nn.ReLU()]
         self.convolutions = nn.Sequential(
-            *layers, nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden_dim, 4, 3, padding=1)
+            *layers,
+            nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden_dim, channels + 1, 3, padding=1),
         )
 
-    def paint(self, slots: Float[Tensor, "slots features"]) -> Float[Tensor, "slots 4 height width"]:
-        """RGB and mask logit of slots (S, D)."""
+    def paint(self, slots: Float[Tensor, "slots features"]) -> Float[Tensor, "slots layers height width"]:
+        """Channels and mask logit of slots (S, D)."""
         grid = coordinate_grid(*self.grid_size, like=slots)
         cells = self.slot(slots)[:, None] + self.position(torch.cat([grid, -grid], dim=-1))
         return self.convolutions(cells.transpose(1, 2).unflatten(2, self.grid_size))

@@ -25,13 +25,20 @@ class JointDecoder(nn.Module):
         hidden_dim: Channels of the grid and the convolutions.
         num_layers: Convolutions 3 x 3 on the grid, at least 1.
         patch: Pixels a side that one position emits.
+        channels: Of the picture.
 
     Raises:
         ValueError: If the size is not a multiple of the patch.
     """
 
     def __init__(
-        self, slot_dim: int, size: tuple[int, int], hidden_dim: int = 64, num_layers: int = 3, patch: int = 4
+        self,
+        slot_dim: int,
+        size: tuple[int, int],
+        hidden_dim: int = 64,
+        num_layers: int = 3,
+        patch: int = 4,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         rows, columns = patch_grid(size, patch)
@@ -43,11 +50,12 @@ class JointDecoder(nn.Module):
         layers: list[nn.Module] = []
         for _ in range(num_layers):
             layers += [nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1), nn.LeakyReLU()]
-        self.convolutions = nn.Sequential(*layers, nn.Conv2d(hidden_dim, 3 * patch * patch, 1), nn.PixelShuffle(patch))
+        last = nn.Conv2d(hidden_dim, channels * patch * patch, 1)
+        self.convolutions = nn.Sequential(*layers, last, nn.PixelShuffle(patch))
 
     def picture(
         self, slots: Float[Tensor, "batch slots features"], active: Bool[Tensor, "batch slots"] | None = None
-    ) -> Float[Tensor, "batch 3 height width"]:
+    ) -> Float[Tensor, "batch channels height width"]:
         """The picture of slots (B, K, D), or of those that are active."""
         return self.convolutions(self._parts(slots, active).sum(1))
 

@@ -20,8 +20,8 @@ class MaskedDecoder(nn.Module, ABC):
     """slot -> picture and mask logit; masks are the softmax of the logits over the slots of an image."""
 
     @abstractmethod
-    def paint(self, slots: Float[Tensor, "slots features"]) -> Float[Tensor, "slots 4 height width"]:
-        """RGB and mask logit of slots, whichever image they are of."""
+    def paint(self, slots: Float[Tensor, "slots features"]) -> Float[Tensor, "slots layers height width"]:
+        """Channels, RGB or features, and the mask logit of slots, whichever image they are of."""
 
     def forward(
         self, slots: Float[Tensor, "batch slots features"], active: Bool[Tensor, "batch slots"] | None = None
@@ -39,10 +39,10 @@ class MaskedDecoder(nn.Module, ABC):
         batch, num_slots, _ = slots.shape
         if active is None:
             painted = self.paint(slots.flatten(0, 1)).unflatten(0, (batch, num_slots))
-            return DecodedScene(rgb=painted[:, :, :3], log_masks=painted[:, :, 3].log_softmax(1))
+            return DecodedScene(rgb=painted[:, :, :-1], log_masks=painted[:, :, -1].log_softmax(1))
         require_active(active)
         painted = self.paint(slots[active])
-        rgb = painted.new_zeros(batch, num_slots, *painted[0, :3].shape)
+        rgb = painted.new_zeros(batch, num_slots, *painted[0, :-1].shape)
         logits = painted.new_full((batch, num_slots, *painted.shape[2:]), -torch.inf)
-        rgb, logits = rgb.index_put((active,), painted[:, :3]), logits.index_put((active,), painted[:, 3])
+        rgb, logits = rgb.index_put((active,), painted[:, :-1]), logits.index_put((active,), painted[:, -1])
         return DecodedScene(rgb=rgb, log_masks=logits.log_softmax(1))

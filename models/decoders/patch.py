@@ -17,13 +17,20 @@ class PatchDecoder(MaskedDecoder):
         hidden_dim: Width of the MLP.
         num_layers: Hidden layers, at least 1.
         patch: Pixels a side that one position emits.
+        channels: Of the picture.
 
     Raises:
         ValueError: If the size is not a multiple of the patch.
     """
 
     def __init__(
-        self, slot_dim: int, size: tuple[int, int], hidden_dim: int = 64, num_layers: int = 3, patch: int = 4
+        self,
+        slot_dim: int,
+        size: tuple[int, int],
+        hidden_dim: int = 64,
+        num_layers: int = 3,
+        patch: int = 4,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         self.grid, self.patch = patch_grid(size, patch), patch
@@ -32,10 +39,10 @@ class PatchDecoder(MaskedDecoder):
         layers: list[nn.Module] = [nn.ReLU()]
         for _ in range(num_layers - 1):
             layers += [nn.Linear(hidden_dim, hidden_dim), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, 4 * patch * patch))
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, (channels + 1) * patch * patch))
 
-    def paint(self, slots: Float[Tensor, "slots features"]) -> Float[Tensor, "slots 4 height width"]:
-        """RGB and mask logit of slots (S, D)."""
+    def paint(self, slots: Float[Tensor, "slots features"]) -> Float[Tensor, "slots layers height width"]:
+        """Channels and mask logit of slots (S, D)."""
         rows, columns = self.grid
         grid = coordinate_grid(rows, columns, like=slots)
         # The first layer is linear in (slot, position): two small products, not one on the concatenation.

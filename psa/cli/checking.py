@@ -123,6 +123,8 @@ def _check_run(
     if request.num_slots is not None:
         raise ConfigError(f"{path}: expected --slots for a file of tokens alone, a run has its own number")
     autoencoder = psa.load(path)
+    if autoencoder.config.encoder.kind == "features":
+        raise ConfigError(f"{path}: it observes features, and statistics are of pixels")
     rule = autoencoder.config.decoder.relevance
     if rule != "none":
         raise ConfigError(

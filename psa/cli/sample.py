@@ -61,6 +61,8 @@ def sample(
     if keep is None and (add or others != "resample"):
         raise ConfigError("--add and --others: expected --keep IMAGE:SLOTS with them")
     autoencoder = psa.load(run)
+    if autoencoder.config.encoder.kind == "features":
+        raise ConfigError(f"{run}: decodes features, not pixels: there is no picture to draw")
     if autoencoder.scene_prior is None:
         with RunDirectory(run).held():
             build_with_progress(autoencoder, RunDirectory(run))

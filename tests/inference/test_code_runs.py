@@ -52,7 +52,7 @@ def test_the_page_says_whose_masks_it_shows(tmp_path: Path):
     model, images, run = tiny_autoencoder(WITHOUT_KL, *CODE).eval(), tiny_images(2, "test"), RunDirectory(tmp_path)
     write_run_report(run, model, images, evaluate(model, images), {}, title="a run")
     page = run.report.read_text()
-    assert "no slot has a picture of its own" in page
+    assert "No slot has a picture of its own" in page
     assert "masks of the attention" in page
 
 

@@ -10,12 +10,12 @@ import typer
 from rich.table import Table
 
 from psa.cli.bench_steps import aggregate_suite, em_suite
+from psa.cli.bench_training import train_suite
 from psa.cli.common import JsonOption, number, print_json, progress_bar, result_console
 from psa.errors import ConfigError
 from psa.experiments.bench.data import DataProblem, bench_data
 from psa.experiments.bench.fits import FitProblem, bench_fits
 from psa.experiments.bench.fused import FusedProblem, bench_fused
-from psa.experiments.bench.train import VARIANTS, bench_train
 
 SUITES = ("train", "em", "fits", "data", "aggregate", "fused")
 BLOCKS = 7
@@ -33,7 +33,7 @@ def bench(
     device: Annotated[str, typer.Option(help="A torch device: cpu, cuda.")] = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Measure a training step, E/M steps, fits, reading, or reductions beside other libraries: medians and ranges."""
+    """Measure training steps, E/M steps, fits, reading, or reductions beside other libraries: medians and ranges."""
     if suite not in SUITES:
         raise ConfigError(f"--suite {suite}: expected one of {', '.join(SUITES)}")
     try:
@@ -41,7 +41,7 @@ def bench(
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {device}: not to be had here ({str(error).splitlines()[0]})") from None
     suites = {
-        "train": _train,
+        "train": train_suite,
         "em": em_suite,
         "fits": _fits,
         "data": _data,
@@ -52,21 +52,6 @@ def bench(
     result_console.print(table)
     if json:
         print_json({"suite": suite, "device": device, "torch": torch.__version__, **result})
-
-
-def _train(device: str) -> tuple[Table, dict[str, Any]]:
-    with progress_bar() as bar:
-        task = bar.add_task("measuring", total=len(VARIANTS) * (BLOCKS + 1), figures="")
-        costs = bench_train(device, blocks=BLOCKS, progress=lambda name: bar.update(task, advance=1, figures=name))
-    table = Table(title="a training step, batch of 16 images of 32 x 32, one thread")
-    for heading in ("variant", "CPU ms", "range", "wall ms", "images/s"):
-        table.add_column(heading, justify="left" if heading == "variant" else "right")
-    for cost in costs:
-        spread = f"{cost.cpu_ms_low:.1f} to {cost.cpu_ms_high:.1f}"
-        table.add_row(
-            cost.variant, f"{cost.cpu_ms:.1f}", spread, f"{cost.wall_ms:.1f}", f"{cost.images_per_second:.0f}"
-        )
-    return table, {"steps": [asdict(cost) for cost in costs]}
 
 
 def _fits(device: str) -> tuple[Table, dict[str, Any]]:

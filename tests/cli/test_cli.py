@@ -1,9 +1,9 @@
-import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import psa
-from psa.cli import app
-from psa.experiments.bench.train import bench_train
+from psa.cli import app, bench_training
+from psa.experiments.bench.processes import Arrangement, ScalingProblem
+from psa.experiments.bench.train import DEMO, PROTOTYPE
 from psa.runs import RunDirectory, load_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -480,20 +481,21 @@ def test_demo_refuses_too_little_time(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bench_times_every_variant_asked_for(monkeypatch):
-    variants = ("recipe", "sa")
-    bench_module = importlib.import_module("psa.cli.bench")  # psa.cli.bench is the command itself
-    monkeypatch.setattr(bench_module, "VARIANTS", variants)
-    monkeypatch.setattr(bench_module, "BLOCKS", 1)
-
-    def brief(device, blocks, progress):
-        return bench_train(device, variants, blocks, steps=1, progress=progress)
-
-    monkeypatch.setattr(bench_module, "bench_train", brief)
+def test_bench_times_every_variant_and_arrangement_asked_for(monkeypatch):
+    variants, one = ("recipe", "sa"), (Arrangement(1, 1, 4),)
+    brief = tuple(replace(problem, variants=variants, blocks=1, steps=1) for problem in (PROTOTYPE, DEMO))
+    settings = (*tiny.SETTINGS, *tiny.SPRITES)
+    monkeypatch.setattr(bench_training, "PROBLEMS", brief)
+    monkeypatch.setattr(bench_training, "SCALING", ScalingProblem(one, settings, rounds=1, warmup_steps=1, steps=2))
     result = psa_command("bench", "--suite", "train", "--json")
     assert result.code == 0, result.err
-    assert [cost["variant"] for cost in result.json["steps"]] == list(variants)
-    assert all(cost["cpu_ms"] > 0 and cost["images_per_second"] > 0 for cost in result.json["steps"])
+    for key in ("steps", "demo_steps"):
+        assert [cost["variant"] for cost in result.json[key]] == list(variants)
+        assert all(cost["cpu_ms"] > 0 and cost["images_per_second"] > 0 for cost in result.json[key])
+    assert [cost["processes"] for cost in result.json["processes"]] == [1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.out.splitlines() if "|" in line]
+    assert [row[0] for row in rows if row[0] in variants] == 2 * list(variants)
+    assert len(rows) == 2 * 4 + 3, "headings, rules and rows, none broken in two"
 
 
 @pytest.mark.parametrize(("option", "value"), [("--suite", "nothing"), ("--device", "toaster")])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from psa.errors import ConfigError
-from psa.inference.schedules import SCHEDULES
+from psa.inference.schedules import SCHEDULES, schedule_settings
 from psa.inference.variants import specify
 
 
@@ -177,17 +177,6 @@ class TrainingConfig(Section):
         if not isinstance(values, Mapping) or values.get("schedule") is None:
             return values
         return {**schedule_settings(values["schedule"]), **values}
-
-
-def schedule_settings(name: Any) -> Mapping[str, Any]:
-    """The keys of ``training`` that a named schedule sets.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
-    if not isinstance(name, str) or name not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
-    return SCHEDULES[name].settings
 
 
 class RunConfig(Section):

@@ -61,3 +61,14 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
         ),
     }
 )
+
+
+def schedule_settings(name: object) -> Mapping[str, Value]:
+    """The keys of ``training`` that a named schedule sets.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if not isinstance(name, str) or name not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
+    return SCHEDULES[name].settings

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import math
 import os
 import re
@@ -189,7 +190,7 @@ def test_failed_replacement_leaves_the_old_page_and_nothing_beside_it(
     def refuse(source: str, target: Path) -> None:
         assert Path(source).parent == path.parent
         assert Path(source).read_text(encoding="utf-8") == render_report(content())
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="disk full"):

@@ -3,8 +3,8 @@
 The prototype's: 32 x 32 images, batch 16, 16 x 16 tokens, five slots of 16 features, three E/M steps, patch decoder of
 width 64. The demo's: the same with eight E/M steps and two layers of width 96. CLEVR's: 128 x 128 images of 3 to 6
 objects, a token a pixel, seven slots of 64 features, convolutions of 64 channels, broadcast decoder from 8 x 8
-positions: about Slot Attention's model for CLEVR6 (Locatello et al. 2020), but batch 2 in place of 64 and convolutions of
-3 x 3 in place of 5 x 5.
+positions: about Slot Attention's model for CLEVR6 (Locatello et al. 2020), but batch 2 in place of 64 and
+convolutions of 3 x 3 in place of 5 x 5.
 """
 
 import itertools

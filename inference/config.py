@@ -197,8 +197,7 @@ class RunConfig(Section):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-# What `psa train` and `psa demo` start from: PSA with learned queries, a read-out that knows its query, a tempered
-# E-step and the whole ELBO (docs/scene.md says what each of them is for).
+# What `psa train` and `psa demo` start from; docs/scene.md says what each part is for.
 RECIPE: Mapping[str, Any] = {
     "slots": {
         "variant": "psa",
@@ -238,7 +237,8 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{source}: {key}: no such key; there are {', '.join(_keys(first['loc']))}") from None
-        raise ConfigError(f"{source}: {key}: {first['msg']}, got {first['input']!r}") from None
+        said = first.get("ctx", {}).get("error") or f"{first['msg']}, got {first['input']!r}"  # a validator's own words
+        raise ConfigError(f"{source}: {key}: {said}") from None
     except ValueError as error:
         raise ConfigError(f"{source}: slots: {error}") from None
     return config

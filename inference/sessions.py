@@ -13,7 +13,8 @@ from psa.errors import ConfigError, DataError, RunError
 from psa.files import NO_ROOM
 from psa.inference.autoencoder import SlotAutoencoder, build_autoencoder
 from psa.inference.classed_images import ClassedImages
-from psa.inference.config import READING, DataConfig, RunConfig, override, parse_config
+from psa.inference.config import RunConfig, override, parse_config
+from psa.inference.data_config import READING, DataConfig
 from psa.inference.encoders.cnn import MIN_IMAGE_SIZE
 from psa.inference.evaluation import Evaluation, evaluate, evaluate_baselines
 from psa.inference.feature_cache import with_features

@@ -10,7 +10,7 @@ from tolerances import ALGEBRA, STANDARD_ERRORS, assert_close
 from psa.data import Mixture2d, Mixture2dOptions, Points, open_dataset
 from psa.data.mixture_2d import MIXING_ANGLE, MIXING_LAYERS, MIXING_SLOPE, draw_images, draw_types, mix
 from psa.errors import ConfigError, DataError
-from psa.inference.config import DataConfig
+from psa.inference.data_config import DataConfig
 from psa.inference.sessions import open_split
 
 

@@ -19,7 +19,8 @@ from psa.arviz import read_netcdf, write_netcdf
 from psa.errors import ConfigError, DataError, PsaError, RunError
 from psa.inference.annealed_scenes import Schedule
 from psa.inference.autoencoder import build_autoencoder
-from psa.inference.config import DataConfig, RunConfig
+from psa.inference.config import RunConfig
+from psa.inference.data_config import DataConfig
 from psa.inference.run_comparison import (
     RunEvidence,
     Settings,

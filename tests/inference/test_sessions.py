@@ -7,7 +7,7 @@ import torch
 
 from psa.errors import DataError
 from psa.inference.autoencoder import SlotAutoencoder, build_autoencoder
-from psa.inference.config import DataConfig
+from psa.inference.data_config import DataConfig
 from psa.inference.sessions import open_split, prepared_as, run_images
 
 

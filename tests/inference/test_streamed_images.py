@@ -9,7 +9,7 @@ from largest_tensor import largest_tensor
 
 from psa.data import Hdf5Scenes
 from psa.inference import evaluation, images, reduction, scene_priors, sessions
-from psa.inference.config import DataConfig
+from psa.inference.data_config import DataConfig
 from psa.inference.evaluation import evaluate, evaluate_baselines
 from psa.inference.images import Batches, Images, ImageSet, ImageStream, StepImages
 from psa.inference.scene_priors import build_scene_prior, fit_slot_prior, slot_aggregate

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psa.errors import TrainingFailed
 from psa.inference.config import TrainingConfig
 from psa.inference.images import Batches
 from psa.inference.optimisation import build_optimiser, set_learning_rate
@@ -127,6 +128,9 @@ def fit_property_head(
 
     Returns:
         The loss of each step, mean over its images.
+
+    Raises:
+        TrainingFailed: At a step whose predictions are not finite.
     """
     modules = nn.ModuleList([head, *joint])
     optimiser = build_optimiser(modules.parameters(), config)
@@ -137,7 +141,10 @@ def fit_property_head(
         index = batches(step)
         with torch.set_grad_enabled(bool(joint)):
             slots = slots_of(index)
-        loss = matched_huber(head(slots), target[index.to(target.device)]).mean()
+        predicted = head(slots)
+        if not bool(predicted.isfinite().all()):
+            raise TrainingFailed(f"predictions are not finite at step {step}: try a lower training.learning_rate")
+        loss = matched_huber(predicted, target[index.to(target.device)]).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), config.clip_norm)

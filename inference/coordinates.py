@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psa.inference.projection_function import ProjectTokens
+
 
 @dataclass(frozen=True)
 class CentredTokens:
@@ -107,9 +109,21 @@ class Projections(nn.Module):
             tokens = at_least_float32(self.norm_tokens(kept))
         centred, weights, origin = centre(tokens, mask)
         num_tokens = tokens.new_full(tokens.shape[:1], tokens.shape[1]) if weights is None else weights.sum(1)
-        keys, key_origin = _project(self.key, centred, origin)
-        values, value_origin = _project(self.value, centred, origin)
+        keys, values = self._project(centred)
+        key_origin, value_origin = (_origin(projection, origin) for projection in (self.key, self.value))
         return CentredTokens(keys, values, key_origin, value_origin, weights, num_tokens)
+
+    def _project(self, centred: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, N, D). On a CPU the tokens of a feature lie side by side, which makes E-steps faster."""
+        on_cpu = centred.device.type == "cpu"
+        if self.key is None or self.value is None:
+            tokens = centred.mT.contiguous().mT if on_cpu else centred
+            return tokens, tokens
+        weights = self.key.weight, self.value.weight
+        if on_cpu:
+            return ProjectTokens.apply(centred, *weights)
+        keys, values = (at_least_float32(nn.functional.linear(centred, weight)) for weight in weights)
+        return keys, values
 
     def queries(self, slots: Float[Tensor, "batch slots features"]) -> Float[Tensor, "batch slots features"]:
         """W_q LayerNorm(slots), in uncentred coordinates."""
@@ -130,15 +144,5 @@ class Projections(nn.Module):
         return offset + (loc if self.query is None else nn.functional.linear(loc, self.query.weight))
 
 
-def _project(projection: nn.Linear | None, centred: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
-    """The projected tokens (B, N, D), and the projected origin.
-
-    On a CPU the tokens of a feature lie side by side in memory, which makes E-steps faster.
-    """
-    if projection is None:
-        return (centred.mT.contiguous().mT if centred.device.type == "cpu" else centred), origin
-    if centred.device.type != "cpu":
-        projected = nn.functional.linear(centred, projection.weight)
-    else:
-        projected = torch.bmm(projection.weight.expand(len(centred), -1, -1), centred.mT).mT
-    return at_least_float32(projected), at_least_float32(projection(origin))
+def _origin(projection: nn.Linear | None, origin: Tensor) -> Tensor:
+    return origin if projection is None else at_least_float32(projection(origin))

@@ -7,8 +7,8 @@ l_kn = g_mass_k + g_mean_k . (v_n - mean_k) + g_second_k . (v_n^2 - second_k), w
     dL / dnatural_k = sum_n d_kn T(k_n)
     dL / dk_n = sum_k d_kn ds_kn / dk_n        dL / dv_n = sum_k Ahat_kn dl_kn / dv_n
 
-so that everything but the exponentials is a product of matrices. Nothing of the size of slots x tokens is kept between
-the passes: the backward pass computes the scores again. Here tokens have their features first, (B, D, N).
+so that everything but the exponentials is a product of matrices. Of every step that autograd records, log A is kept,
+which is smaller than the tokens. Here tokens have their features first, (B, D, N).
 
 Gradients to tokens are sums over slots and over the steps that share the tokens. Each step hands d, Ahat and the
 parameters that go with them to :class:`SharedTokens`, as the gradients of placeholders that it was given, and the sum
@@ -68,10 +68,11 @@ class Batch(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which results beside masses and means."""
+    """Which results beside masses and means, and whether there will be a backward pass."""
 
-    second: bool = True
-    responsibilities: bool = False
+    second: bool
+    responsibilities: bool
+    gradients: bool
 
 
 def unpack_natural(natural: Tensor, num_features: int) -> Natural:
@@ -101,11 +102,10 @@ Sums = list[Tensor]
 
 
 def add_up(batch: Batch, log_a: Tensor) -> Sums:
-    """The sums of a chunk; writes over log A."""
-    if batch.log_weights is not None:
-        log_a.add_(batch.log_weights)
-    top = log_a.amax(-1, keepdim=True).clamp_(min=torch.finfo(log_a.dtype).min)
-    share = exp_or_zero_(log_a.sub_(top))
+    """The sums of a chunk."""
+    log_owned = log_a if batch.log_weights is None else log_a + batch.log_weights
+    top = log_owned.amax(-1, keepdim=True).clamp_(min=torch.finfo(log_a.dtype).min)
+    share = exp_or_zero_(log_owned - top)
     sums = [top, share.sum(-1, keepdim=True), torch.bmm(share, batch.values.first.mT)]
     if batch.values.second is not None:
         sums.append(torch.bmm(share, batch.values.second.mT))
@@ -141,13 +141,17 @@ class MomentStep(torch.autograd.Function):
         """``keys`` and ``values`` are the batch's, (B, N, D); the placeholders come from :class:`SharedTokens`."""
         parameters = unpack_natural(natural, keys.shape[-1])
         squared = parameters.second is not None, wanted.second
-        responsibilities = keys.new_empty(*natural.shape[:2], keys.shape[1]) if wanted.responsibilities else None
+        size = (*natural.shape[:2], keys.shape[1])
+        responsibilities = keys.new_empty(size) if wanted.responsibilities else None
+        kept = keys.new_empty(size) if wanted.gradients else None
         found = []
         for group in chunks(batch.keys.first):
             parts = []
             for chunk in group:
                 part = batch.of(chunk, *squared)
                 log_a = scores(part.keys, parameters.of(chunk.images)).log_softmax(1)
+                if kept is not None:
+                    chunk.of(kept).copy_(log_a)
                 if responsibilities is not None:
                     exp_or_zero_(chunk.of(responsibilities).copy_(log_a))
                 parts.append(add_up(part, log_a))
@@ -160,21 +164,21 @@ class MomentStep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.shares_tokens = bool(placeholders)
         squares = (batch.keys.second, batch.values.second)
-        ctx.save_for_backward(natural, keys, values, log_mass, mean, second, *squares, batch.log_weights)
+        ctx.save_for_backward(natural, keys, values, kept, log_mass, mean, second, batch.log_weights, *squares)
         return log_mass, mean, second, responsibilities
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """The factors d, Ahat and their parameters for the placeholders; or, to be differentiated again, dense."""
-        natural, keys, values, log_mass, mean, second, key_squares, value_squares, log_weights = ctx.saved_tensors
+        natural, keys, values, log_a, log_mass, mean, second, log_weights, *squares = ctx.saved_tensors
         if torch.is_grad_enabled():
             weights = None if log_weights is None else log_weights[:, 0].exp()
             again = dense_gradients((natural, keys, values), weights, gradients)
             return (None, None, *again, *[None] * (PLACEHOLDERS * ctx.shares_tokens))
-        batch = Batch(Tokens(keys.mT, key_squares), Tokens(values.mT, value_squares), log_weights)
+        batch = Batch(Tokens(keys.mT, squares[0]), Tokens(values.mT, squares[1]), log_weights)
         parameters, cotangent = unpack_natural(natural, keys.shape[-1]), _cotangent(gradients, mean, second)
         with torch.autocast(keys.device.type, enabled=False):
-            factors, sums = _factors(batch, (parameters, cotangent), log_mass, gradients[3])
+            factors, sums = _factors(batch, (parameters, cotangent), (log_a, log_mass), gradients[3])
         of_natural = torch.cat(sums if parameters.second is not None else sums[1:], dim=-1)
         if not ctx.shares_tokens:
             return None, None, of_natural, None, None
@@ -197,20 +201,21 @@ def _cotangent(gradients: Sequence[Tensor | None], mean: Tensor, second: Tensor 
 
 
 def _factors(
-    batch: Batch, parameters: tuple[Natural, Natural], log_mass: Tensor, of_responsibilities: Tensor | None
+    batch: Batch,
+    parameters: tuple[Natural, Natural],
+    found: tuple[Tensor, Tensor],
+    of_responsibilities: Tensor | None,
 ) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    """d and Ahat, (B, K, N) each, and the gradient to the scores' parameters by parts."""
-    natural, cotangent = parameters
-    size = (*log_mass.shape[:2], batch.keys.first.shape[-1])
-    d, attention = log_mass.new_empty(size), log_mass.new_empty(size)
+    """d and Ahat, (B, K, N) each, and the gradient to the scores' parameters by parts; from log A and log masses."""
+    (natural, cotangent), (every_log_a, log_mass) = parameters, found
+    d, attention = torch.empty_like(every_log_a), torch.empty_like(every_log_a)
     sums = [torch.zeros_like(part) for part in (natural.first, natural.first, natural.constant)]
     for chunk in (chunk for group in chunks(batch.keys.first) for chunk in group):
         images, part = chunk.images, batch.of(chunk, natural.second is not None, cotangent.second is not None)
-        log_a = scores(part.keys, natural.of(images)).log_softmax(1)
-        of_scores, share = chunk.of(d), chunk.of(attention)
-        share.copy_(log_a).sub_(log_mass[images])
+        log_a, of_scores, share = (chunk.of(tensor) for tensor in (every_log_a, d, attention))
+        torch.sub(log_a, log_mass[images], out=share)
         exp_or_zero_(share if part.log_weights is None else share.add_(part.log_weights))
-        responsibilities = exp_or_zero_(log_a)
+        responsibilities = exp_or_zero_(log_a.clone())
         torch.mul(scores(part.values, cotangent.of(images)), share, out=of_scores)
         if of_responsibilities is not None:
             # where A is an exact zero, the gradient may be infinite, as that of an entropy

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from psa.allocator import keep_freed_memory
 from psa.data import DATASETS, SceneDataset, open_dataset
 from psa.errors import ConfigError, DataError, RunError
 from psa.files import NO_ROOM
@@ -148,6 +149,7 @@ def open_trainer(
     open_split(config.data, "test")  # what the end needs is looked for at the start
     seed_everything(config.training.seed)
     torch.set_num_threads(config.training.threads)
+    keep_freed_memory()
     size = training.info.size
     assert size is not None
     autoencoder = build_autoencoder(config, size)

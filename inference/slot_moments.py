@@ -83,8 +83,9 @@ class OpenTokens:
         """
         if self.batch is None:
             return self._fused(natural, responsibilities)
-        placeholders = next(self.placeholders) if torch.is_grad_enabled() else ()
-        wanted = Wanted(second, responsibilities)
+        recorded = torch.is_grad_enabled()
+        placeholders = next(self.placeholders) if recorded else ()
+        wanted = Wanted(second, responsibilities, recorded)
         found = MomentStep.apply(wanted, self.batch, natural, self.keys, self.values, *placeholders)
         log_mass, mean, squares, attention = found
         empty = torch.isposinf(log_mass)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-CACHED_BYTES = 1 << 20  # of tokens at once on a CPU: what is made of them then stays in the cache
+CACHED_BYTES = 1 << 21  # of tokens at once on a CPU: what is made of them then stays in the cache
 DEVICE_BYTES = 1 << 28
 
 

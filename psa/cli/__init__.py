@@ -9,6 +9,7 @@ from types import FrameType
 
 import typer
 
+from psa.allocator import keep_freed_memory
 from psa.cli.bars import progress_console, show_long_work
 from psa.cli.bench import bench
 from psa.cli.check import check
@@ -63,6 +64,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    keep_freed_memory()
     message = "interrupted"  # Ctrl-C outside training: typer returns 130 and no exception
     try:
         with _sigterm_as_ctrl_c(), watching(show_long_work):

@@ -232,7 +232,7 @@ def build_autoencoder(config: RunConfig, size: tuple[int, int]) -> SlotAutoencod
             **slots.overrides,
         )
         code = build_code(config, size) if config.encoder.kind == "words" else None
-        encoder = build_encoder(config, code)
+        encoder = build_encoder(config, code, size)
         model = build_scene_model(config, size)
         guide = SceneGuide(
             encoder,

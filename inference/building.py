@@ -3,6 +3,8 @@
 The slot module is built before all of these, so that its initial weights depend on none of them.
 """
 
+import math
+
 from torch import nn
 
 from psa.errors import ConfigError
@@ -10,6 +12,8 @@ from psa.inference.code_guide import CodeGuide
 from psa.inference.config import RunConfig
 from psa.inference.encoders.cnn import CnnEncoder
 from psa.inference.encoders.features import FeatureEncoder
+from psa.inference.encoders.frozen import FrozenEncoder
+from psa.inference.encoders.whole import WholeImageEncoder
 from psa.inference.encoders.words import WordEncoder
 from psa.models.code_scene import CodeSceneModel
 from psa.models.decoders import BroadcastDecoder, JointDecoder, PatchDecoder, SlotTransformer
@@ -55,11 +59,12 @@ def build_code(config: RunConfig, size: Size) -> CodeGuide | None:
     return CodeGuide(CodeEncoder(size, code.vocabulary, code.channels, config.decoder.patch, code.kernel), code)
 
 
-def build_encoder(config: RunConfig, code: CodeGuide | None) -> nn.Module:
+def build_encoder(config: RunConfig, code: CodeGuide | None, size: Size) -> nn.Module:
     """What is observed -> tokens.
 
     Raises:
         ConfigError: If it takes words and there are none, or features of no known shape.
+        ValueError: If the settings do not fit each other.
     """
     encoder = config.encoder
     if encoder.kind == "words":
@@ -70,7 +75,12 @@ def build_encoder(config: RunConfig, code: CodeGuide | None) -> nn.Module:
         return WordEncoder(code.encoder, config.code.vocabulary, encoder.channels, token_dim(config))
     if encoder.kind == "features":
         return FeatureEncoder(feature_shape(config), encoder.channels, token_dim(config))
-    return CnnEncoder(encoder.channels, encoder.num_layers, encoder.stride, token_dim(config))
+    if encoder.kind == "frozen":
+        return FrozenEncoder(config.features, feature_shape(config), encoder.channels, token_dim(config))
+    whole = encoder.kind == "whole"
+    each = encoder.channels if whole else token_dim(config)
+    tokens = CnnEncoder(encoder.channels, encoder.num_layers, encoder.stride, each, kernel=encoder.kernel)
+    return WholeImageEncoder(tokens, each * math.prod(tokens.grid(*size)), token_dim(config)) if whole else tokens
 
 
 def build_scene_model(config: RunConfig, size: Size) -> SceneModel:
@@ -105,7 +115,9 @@ def build_decoder(config: RunConfig, size: Size) -> nn.Module:
     features = config.encoder.kind == "features"  # whose grid is coarse: no patches, no steps up to it
     if decoder.kind == "broadcast":
         steps = 0 if features else decoder.num_upsamplings
-        return BroadcastDecoder(slot_dim, size, decoder.hidden_dim, steps, channels)
+        return BroadcastDecoder(
+            slot_dim, size, decoder.hidden_dim, steps, channels, decoder.kernel, decoder.num_convolutions
+        )
     patch = 1 if features else decoder.patch
     if decoder.kind == "transformer":
         grid = patch_grid(size, patch)

@@ -17,10 +17,11 @@ from psa.inference.variants import specify
 class EncoderConfig(Section):
     """``encoder``: the CNN; of the words of the discrete VAE, and of features, only the width and token_dim count."""
 
-    kind: Literal["cnn", "words", "features"] = "cnn"
+    kind: Literal["cnn", "words", "features", "frozen", "whole"] = "cnn"
     channels: int = Field(default=32, ge=1)
     num_layers: int = Field(default=4, ge=1)
     stride: int = Field(default=2, ge=1)
+    kernel: int = Field(default=3, ge=1, description="pixels a side that a convolution sees, odd")
     token_dim: int | None = Field(default=None, ge=1, description="features of a token; left out, slots.slot_dim")
 
 
@@ -67,6 +68,8 @@ class DecoderConfig(Section):
     num_heads: int = Field(default=4, ge=1, description="of the transformer's attentions")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of the transformer, in training")
     num_upsamplings: int = Field(default=2, ge=0, description="stride-2 layers of the broadcast decoder")
+    num_convolutions: int = Field(default=1, ge=0, description="its hidden layers of stride 1, after those")
+    kernel: int | None = Field(default=None, ge=1, description="of its layers, odd; left out, 4 in steps up, else 3")
     relevance: Literal["none", "weights", "occupancy", "information"] = Field(
         default="none", description="the rule for slots that are not decoded"
     )
@@ -117,6 +120,9 @@ class TrainingConfig(Section):
     schedule: str | None = Field(default=None, description="a paper's, by name; keys set beside it win")
     accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    code_learning_rate: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="of the discrete VAE, without warm-up; left out, the same"
+    )
     warmup_steps: int = Field(default=200, ge=0)
     decay: Literal["cosine", "linear", "exponential", "constant"] = "cosine"
     half_life: int = Field(default=100_000, ge=1, description="steps of the exponential decay")

@@ -54,7 +54,7 @@ class FrozenNetwork:
     """A network that is not trained, and what it is.
 
     Attributes:
-        maps: Images (B, 3, H, W) in [0, 1] -> features (B, F, rows, columns), on the CPU.
+        maps: Images (B, 3, H, W) in [0, 1] -> features (B, F, rows, columns), on the images' device.
         shape: (F, rows, columns).
         checksum: SHA-256 of its weights, names and values.
         name: Its architecture and options, in words.
@@ -93,7 +93,7 @@ def open_network(settings: FeaturesConfig) -> FrozenNetwork:
         network = timm_network(settings.architecture, Path(settings.weights), settings.options)
     network.eval().requires_grad_(False)
     found = FrozenNetwork(
-        maps=lambda images: feature_maps(network, images),
+        maps=lambda images: feature_maps(network.to(images.device), images),
         shape=_shape(network),
         checksum=weights_checksum(network.state_dict()),
         name=f"{settings.architecture} {dict(sorted(settings.options.items()))}",

@@ -6,17 +6,22 @@ products wrap around alike on every device.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Float64, Int64
-from torch import Tensor
+from torch import Tensor, nn
+
+from psa.models.decoders.dropout import GivenDropout
 
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64; odd, so that different counts give different states
 FINALISER = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
+AT_ONCE = 8  # images whose dropout is drawn together
 BITS = 52  # of a uniform number: with half a step added, neither 0 nor 1 is ever reached in float64
 
 
@@ -34,6 +39,7 @@ class Site(IntEnum):
     START = 0
     SLOTS = 1
     WORDS = 2
+    DROPOUT = 3  # and above: a number for each place that drops
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class ImageNoise:
     index: Int64[Tensor, " batch"]
     purpose: Purpose = Purpose.TRAINING
 
-    def uniform(self, site: Site, shape: Sequence[int]) -> Float64[Tensor, "batch *shape"]:
+    def uniform(self, site: int, shape: Sequence[int]) -> Float64[Tensor, "batch *shape"]:
         """Uniform numbers in (0, 1), B times ``shape``, of 52 bits; the same at every call."""
         parts = self.index.new_tensor([self.seed, self.epoch, self.purpose, site])
         key = torch.zeros_like(parts[0])
@@ -63,9 +69,30 @@ class ImageNoise:
         bits = _shifted(_scrambled(key[:, None] + GOLDEN * count), 64 - BITS)
         return ((bits.double() + 0.5) * 2.0**-BITS).reshape(-1, *shape)
 
-    def normal(self, site: Site, shape: Sequence[int], dtype: torch.dtype) -> Float[Tensor, "batch *shape"]:
+    def normal(self, site: int, shape: Sequence[int], dtype: torch.dtype) -> Float[Tensor, "batch *shape"]:
         """Standard normal numbers, B times ``shape``, by the inverse of the distribution function."""
         return (math.sqrt(2.0) * torch.erfinv(2.0 * self.uniform(site, shape) - 1.0)).to(dtype)
+
+
+@contextmanager
+def keyed_dropout(network: nn.Module, noise: ImageNoise) -> Iterator[None]:
+    """Within it, what the network drops of an image is a function of the image's key.
+
+    Numbers are drawn for a few images at a time: they take far more memory than what becomes of them.
+    """
+    parts = [replace(noise, index=index) for index in noise.index.split(AT_ONCE)]
+    places = [module for module in network.modules() if isinstance(module, GivenDropout)]
+
+    def keep(site: int, shape: Sequence[int], share: float) -> Tensor:
+        return torch.cat([part.uniform(site, shape) >= share for part in parts])
+
+    for number, place in enumerate(places):
+        place.keep = partial(keep, Site.DROPOUT + number)
+    try:
+        yield
+    finally:
+        for place in places:
+            place.keep = None
 
 
 RandomSource = torch.Generator | ImageNoise | None

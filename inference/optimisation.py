@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.config import TrainingConfig
+from psa.models.decoders.code import CodeTransformerDecoder
+
+CODE = "code"  # of a group of parameters: whether they are the discrete VAE's
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -26,9 +30,29 @@ def _decay(step: int, config: TrainingConfig) -> float:
     return 0.5 ** (step / config.half_life) if config.decay == "exponential" else 1.0
 
 
-def build_optimiser(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam, at the peak of the learning rate until :func:`set_learning_rate` is called."""
-    return torch.optim.Adam(parameters, lr=config.learning_rate)
+def build_optimiser(
+    parameters: Iterable[nn.Parameter], config: TrainingConfig, code: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Adam, at the peak of the learning rate until :func:`set_learning_rate` is called.
+
+    Args:
+        parameters: All that are trained.
+        config: Of training.
+        code: Those among them that may have a learning rate of their own: :func:`code_parameters`.
+    """
+    own = {id(parameter) for parameter in code}
+    # groups of neighbours, so that a checkpoint's moments are of the same parameters whatever is set
+    groups = groupby(parameters, key=lambda parameter: id(parameter) in own)
+    tables = [{"params": list(members), CODE: of_code} for of_code, members in groups]
+    return torch.optim.Adam(tables, lr=config.learning_rate)
+
+
+def code_parameters(autoencoder: SlotAutoencoder) -> list[nn.Parameter]:
+    """Those of the discrete VAE, its encoder's and its painter's; none where the decoder has no words."""
+    code, decoder = autoencoder.guide.code, autoencoder.model.decoder
+    if code is None or not isinstance(decoder, CodeTransformerDecoder):
+        return []
+    return [*code.parameters(), *decoder.painter.parameters()]
 
 
 def averaged(autoencoder: SlotAutoencoder, decay: float) -> AveragedModel | None:
@@ -53,6 +77,9 @@ def compile_networks(autoencoder: SlotAutoencoder) -> None:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, step: int, config: TrainingConfig) -> None:
-    """Give a step its learning rate."""
+    """Give a step its learning rate, and the discrete VAE its own: ``code_learning_rate`` times the decay."""
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, config)
+        if group[CODE] and config.code_learning_rate is not None:
+            group["lr"] = config.code_learning_rate * _decay(step, config)
+        else:
+            group["lr"] = learning_rate(step, config)

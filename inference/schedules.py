@@ -49,6 +49,7 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
                 "steps": 250_000,
                 "batch_size": 128,
                 "learning_rate": 1e-4,
+                "code_learning_rate": 3e-4,
                 "warmup_steps": 10_000,
                 "decay": "constant",
                 "noise_steps": 30_000,

@@ -92,7 +92,7 @@ def with_network(config: RunConfig) -> RunConfig:
     Raises:
         PsaError: If the network is not to be had.
     """
-    if config.encoder.kind != "features":
+    if config.encoder.kind not in ("features", "frozen"):
         return config
     network = open_network(config.features)
     found = config.features.model_copy(update={"shape": network.shape, "checksum": network.checksum})

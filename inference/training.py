@@ -19,9 +19,16 @@ from psa.inference.event_log import EventLog
 from psa.inference.held_out import held_out_row
 from psa.inference.images import Batch, Batches, Images, ImageSet, StepImages
 from psa.inference.interrupts import Interrupted, deferred_interrupts
-from psa.inference.keyed_noise import ImageNoise
+from psa.inference.keyed_noise import ImageNoise, keyed_dropout
 from psa.inference.objectives import objective
-from psa.inference.optimisation import averaged, build_optimiser, compile_networks, learning_rate, set_learning_rate
+from psa.inference.optimisation import (
+    averaged,
+    build_optimiser,
+    code_parameters,
+    compile_networks,
+    learning_rate,
+    set_learning_rate,
+)
 from psa.inference.processes import Processes, this_process
 from psa.inference.scene_priors import fit_slot_prior, slot_aggregate
 from psa.runs import RunDirectory
@@ -74,8 +81,8 @@ class Trainer:
         rank, size = self._processes.rank, self._processes.size
         self._loss = objective(self.autoencoder)
         self._parameters = list(self.autoencoder.parameters())
-        average = averaged(self.autoencoder, config.ema)
-        self._state = TrainingState(self.autoencoder, build_optimiser(self._parameters, config), average=average)
+        optimiser = build_optimiser(self._parameters, config, code_parameters(self.autoencoder))
+        self._state = TrainingState(self.autoencoder, optimiser, average=averaged(self.autoencoder, config.ema))
         if config.compile:
             compile_networks(self.autoencoder)
         if len(self.images) < size:
@@ -187,7 +194,8 @@ class Trainer:
         total = torch.zeros((), device=device)
         for images, index in zip(batch.images.split(size), batch.index.split(size), strict=True):
             noise = ImageNoise(self.config.seed, batch.epoch, index.to(device))
-            with self.autoencoder.guide.drawing(noise), self._processes.autocast():
+            drawing = self.autoencoder.guide.drawing(noise)
+            with drawing, keyed_dropout(self.autoencoder.model, noise), self._processes.autocast():
                 loss = self._loss(images.to(device)) / self._batches.batch_size
             loss.backward()
             total += loss.detach()

@@ -33,10 +33,10 @@ def compose(variant: str, decoder: str, values: dict[str, object], *settings: st
 
 def batch_for(autoencoder: SlotAutoencoder) -> Tensor:
     """Two images, or two maps of features, as the run observes them."""
-    shape = autoencoder.config.features.shape
-    if shape is None:
+    config = autoencoder.config
+    if config.encoder.kind != "features" or config.features.shape is None:
         return tiny_images(2).batch(slice(None))
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, *config.features.shape, generator=torch.Generator().manual_seed(0))
 
 
 def steps(autoencoder: SlotAutoencoder) -> None:

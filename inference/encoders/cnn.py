@@ -10,7 +10,7 @@ MIN_IMAGE_SIZE = 8
 
 
 class CnnEncoder(nn.Module):
-    """Convolutions 3 x 3, the first with a stride; the pixels' own colours and positions added; MLP; LayerNorm.
+    """Convolutions, the first with a stride; the pixels' own colours and positions added; MLP; LayerNorm.
 
     The colours' shortcut and the initial scale of the convolutions matter: without them slots find objects by place
     and stay gray for thousands of steps. The final norm gives tokens unit variance, the scale at which the E/M family
@@ -22,17 +22,29 @@ class CnnEncoder(nn.Module):
         stride: Stride of the first: an H x W image gives ceil(H / stride) ceil(W / stride) tokens.
         token_dim: Features of a token.
         in_channels: Channels of the image.
+        kernel: Pixels a side that a convolution sees, odd.
+
+    Raises:
+        ValueError: If the kernel is even.
     """
 
     def __init__(
-        self, channels: int = 32, num_layers: int = 4, stride: int = 2, token_dim: int = 32, in_channels: int = 3
+        self,
+        channels: int = 32,
+        num_layers: int = 4,
+        stride: int = 2,
+        token_dim: int = 32,
+        in_channels: int = 3,
+        kernel: int = 3,
     ) -> None:
         super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"encoder.kernel must be odd, got {kernel}")
         layers: list[nn.Module] = []
         for index in range(num_layers):
             first = index == 0
             source = in_channels if first else channels
-            convolution = nn.Conv2d(source, channels, 3, stride=stride if first else 1, padding=1)
+            convolution = nn.Conv2d(source, channels, kernel, stride=stride if first else 1, padding=kernel // 2)
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
             convolution.bias = nn.Parameter(torch.zeros(channels))
             layers += [convolution, nn.ReLU()]

@@ -17,9 +17,11 @@ class BroadcastDecoder(MaskedDecoder):
         hidden_dim: Channels of the convolutions.
         num_upsamplings: Transposed convolutions of stride 2.
         channels: Of the picture.
+        kernel: Of all layers but the last, which is 3 x 3; odd. None: 4 in the upsamplings, 3 in the others.
+        num_convolutions: Hidden layers after the upsamplings. Of stride 1, a transposed convolution is a convolution.
 
     Raises:
-        ValueError: If the size is not a multiple of 2 ** num_upsamplings.
+        ValueError: If the size is not a multiple of 2 ** num_upsamplings, or the kernel is even.
     """
 
     def __init__(
@@ -29,8 +31,12 @@ class BroadcastDecoder(MaskedDecoder):
         hidden_dim: int = 32,
         num_upsamplings: int = 2,
         channels: int = 3,
+        kernel: int | None = None,
+        num_convolutions: int = 1,
     ) -> None:
         super().__init__()
+        if kernel is not None and kernel % 2 == 0:
+            raise ValueError(f"decoder.kernel must be odd, got {kernel}")
         factor = 2**num_upsamplings
         if size[0] % factor or size[1] % factor:
             raise ValueError(f"image size must be a multiple of {factor}, got {size[0]} x {size[1]} (set data.size)")
@@ -39,16 +45,21 @@ class BroadcastDecoder(MaskedDecoder):
         self.position = nn.Linear(4, hidden_dim)
         layers: list[nn.Module] = []
         for _ in range(num_upsamplings):
-            layers += [nn.ConvTranspose2d(hidden_dim, hidden_dim, 4, stride=2, padding=1), nn.ReLU()]
-        self.convolutions = nn.Sequential(
-            *layers,
-            nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(hidden_dim, channels + 1, 3, padding=1),
-        )
+            layers += [_doubling(hidden_dim, kernel), nn.ReLU()]
+        side = 3 if kernel is None else kernel
+        for _ in range(num_convolutions):
+            layers += [nn.Conv2d(hidden_dim, hidden_dim, side, padding=side // 2), nn.ReLU()]
+        self.convolutions = nn.Sequential(*layers, nn.Conv2d(hidden_dim, channels + 1, 3, padding=1))
 
     def paint(self, slots: Float[Tensor, "slots features"]) -> Float[Tensor, "slots layers height width"]:
         """Channels and mask logit of slots (S, D)."""
         grid = coordinate_grid(*self.grid_size, like=slots)
         cells = self.slot(slots)[:, None] + self.position(torch.cat([grid, -grid], dim=-1))
         return self.convolutions(cells.transpose(1, 2).unflatten(2, self.grid_size))
+
+
+def _doubling(channels: int, kernel: int | None) -> nn.Module:
+    """A transposed convolution that doubles the sides."""
+    if kernel is None:
+        return nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
+    return nn.ConvTranspose2d(channels, channels, kernel, stride=2, padding=kernel // 2, output_padding=1)

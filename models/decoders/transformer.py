@@ -6,14 +6,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from psa.models.decoders.dropout import LayerDropouts, attend
 from psa.models.decoders.masked import require_active
 
 
 class SlotTransformer(nn.Module):
     """h_l = T(start, u_1, ..., u_{l-1}; slots): causal self-attention and cross-attention to the slots.
 
-    Pre-norm layers of torch's :class:`torch.nn.TransformerDecoderLayer`. The start and the positions are learned; slots
-    have no positions, so that their order does not matter.
+    Pre-norm layers of torch's :class:`torch.nn.TransformerDecoderLayer`, with dropout whose noise can be given
+    (:class:`psa.models.decoders.dropout.GivenDropout`). The start and the positions are learned; slots have no
+    positions, so that their order does not matter.
 
     Args:
         slot_dim: Features of a slot.
@@ -44,11 +46,11 @@ class SlotTransformer(nn.Module):
         self.start = nn.Parameter(0.02 * torch.randn(hidden_dim))
         self.positions = nn.Parameter(0.02 * torch.randn(length, hidden_dim))
         self.layers = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                hidden_dim, num_heads, 4 * hidden_dim, dropout, batch_first=True, norm_first=True
-            )
+            nn.TransformerDecoderLayer(hidden_dim, num_heads, 4 * hidden_dim, 0.0, batch_first=True, norm_first=True)
             for _ in range(num_layers)
         )
+        self.drops = dropout > 0.0
+        self.dropouts = nn.ModuleList(LayerDropouts(dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(
@@ -64,6 +66,8 @@ class SlotTransformer(nn.Module):
             slots: (B, K, D).
             active: (B, K), the slots that may be looked at, at least one an image; all of them by default.
         """
+        if self.drops and self.training:
+            return self.attended(previous, slots, active)[0]
         hidden, later = self._inputs(previous), self._later(previous.shape[1] + 1, previous.device)
         memory, unseen = self._memory(slots, active)
         for layer in self.layers:
@@ -79,8 +83,8 @@ class SlotTransformer(nn.Module):
         """The same, and the last layer's cross-attention, averaged over heads: (B, K, L), sums to 1 over K."""
         hidden, (memory, unseen) = self._inputs(previous), self._memory(slots, active)
         attention = hidden.new_zeros(0)
-        for layer in self.layers:
-            hidden, _, attention = layer_step(layer, hidden, None, memory, unseen)
+        for layer, dropouts in zip(self.layers, self.dropouts, strict=True):
+            hidden, _, attention = layer_step(layer, dropouts, hidden, None, (memory, unseen))
         return self.norm(hidden), attention.transpose(1, 2)
 
     @torch.no_grad()
@@ -103,8 +107,8 @@ class SlotTransformer(nn.Module):
         new = self.start.expand(len(slots), 1, -1)
         for position in range(self.length):
             hidden = new + self.positions[position]
-            for number, layer in enumerate(self.layers):
-                hidden, past[number], attention = layer_step(layer, hidden, past[number], memory, unseen)
+            for number, (layer, dropouts) in enumerate(zip(self.layers, self.dropouts, strict=True)):
+                hidden, past[number], attention = layer_step(layer, dropouts, hidden, past[number], (memory, unseen))
             found.append(attention)
             new = continued(self.norm(hidden)[:, 0])[:, None]
         return torch.cat(found, 1).transpose(1, 2)
@@ -124,28 +128,30 @@ class SlotTransformer(nn.Module):
 
 
 def layer_step(
-    layer: nn.Module, new: Tensor, past: Tensor | None, memory: Tensor, unseen: Tensor | None
+    layer: nn.Module, dropouts: nn.Module, new: Tensor, past: Tensor | None, slots: tuple[Tensor, Tensor | None]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A pre-norm decoder layer on some new positions after a past: what the layer's own forward gives on all of them.
 
     Args:
         layer: A :class:`torch.nn.TransformerDecoderLayer` with ``norm_first`` and ``batch_first``.
+        dropouts: Its :class:`psa.models.decoders.dropout.LayerDropouts`.
         new: (B, M, hidden), the layer's input at the new positions.
         past: (B, P, hidden), what an earlier call returned, or None.
-        memory: (B, K, hidden).
-        unseen: (B, K), memory that may not be looked at, or None.
+        slots: (B, K, hidden), and (B, K), those that may not be looked at, or None.
 
     Returns:
         The output at the new positions, the past with them, and the cross-attention (B, M, K).
     """
     assert isinstance(layer, nn.TransformerDecoderLayer)
-    normed = layer.norm1(new)
+    assert isinstance(dropouts, LayerDropouts)
+    normed, (memory, unseen) = layer.norm1(new), slots
     past = normed if past is None else torch.cat([past, normed], 1)
     count, length = new.shape[1], past.shape[1]
     later = torch.ones(count, length, dtype=torch.bool, device=new.device).triu(1 + length - count)
-    looked, _ = layer.self_attn(normed, past, past, attn_mask=later, need_weights=False)
-    new = new + layer.dropout1(looked)
-    found, attention = layer.multihead_attn(layer.norm2(new), memory, memory, key_padding_mask=unseen)
-    new = new + layer.dropout2(found)
-    wide = layer.dropout(layer.activation(layer.linear1(layer.norm3(new))))
-    return new + layer.dropout3(layer.linear2(wide)), past, attention
+    looked, _ = attend(layer.self_attn, normed, past, later, dropouts.attention)
+    new = new + dropouts.looked(looked)
+    unseen = None if unseen is None else unseen[:, None].expand(-1, count, -1)
+    found, attention = attend(layer.multihead_attn, layer.norm2(new), memory, unseen, dropouts.cross_attention)
+    new = new + dropouts.found(found)
+    wide = dropouts.hidden(layer.activation(layer.linear1(layer.norm3(new))))
+    return new + dropouts.wide(layer.linear2(wide)), past, attention

@@ -12,8 +12,9 @@ from tolerances import ALGEBRA, FLOAT32, assert_close
 
 from psa.inference.config import published
 from psa.inference.initialisers import KMeansPlusPlus, TokenView
-from psa.inference.keyed_noise import ImageNoise, KeyedNormal, Purpose, Site
+from psa.inference.keyed_noise import ImageNoise, KeyedNormal, Purpose, Site, keyed_dropout
 from psa.inference.scene_priors import slot_posteriors
+from psa.models.decoders.dropout import GivenDropout
 
 LEAST_P = 1e-3  # of a test on numbers that never change: chance plays no part when it is run again
 COUNT = 20_000
@@ -150,12 +151,40 @@ def test_k_means_plus_plus_draws_tokens_in_proportion_to_their_weights():
     assert stats.chisquare(counts[1:], [750, 1500, 750]).pvalue > LEAST_P
 
 
+DROPPING = ("decoder.kind=transformer", "decoder.dropout=0.3", "code.vocabulary=4", "decoder.num_heads=2")
+
+
+def test_what_is_dropped_of_an_image_does_not_depend_on_the_batch_it_is_in():
+    model = tiny.tiny_autoencoder(published("bo-qsa"), *DROPPING).train().model
+    slots = torch.randn(10, 3, 8, generator=torch.Generator().manual_seed(0))
+    words = torch.arange(160).reshape(10, 16) % 4
+    found = []
+    for part in (torch.arange(10), torch.tensor([9, 1])):
+        torch.rand(3)
+        with keyed_dropout(model, noise(*part.tolist(), seed=2, epoch=1)):
+            found.append(model.decoder.log_probs(words[part], slots[part]))
+    assert_close(found[0][[9, 1]], found[1], FLOAT32)
+    with keyed_dropout(model, noise(9, 1, seed=2, epoch=2)):
+        assert not torch.allclose(model.decoder.log_probs(words[part], slots[part]), found[1])
+    assert not torch.allclose(model.decoder.log_probs(words[part], slots[part]), found[1])
+
+
+def test_places_drop_independently_and_as_often_as_they_should():
+    network = torch.nn.Sequential(GivenDropout(0.3), torch.nn.Linear(1, 1), GivenDropout(0.3)).train()
+    with keyed_dropout(network, noise(*range(100))):
+        first, other = (network[i](torch.ones(100, 200)) > 0 for i in (0, 2))
+    table = torch.bincount(2 * first.flatten() + other.flatten(), minlength=4).numpy()
+    expected = 20_000 * np.outer([0.3, 0.7], [0.3, 0.7]).ravel()
+    assert stats.chisquare(table, expected).pvalue > LEAST_P
+    assert all(place.keep is None for place in (network[0], network[2]))
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_training_neither_reads_nor_moves_the_global_generator():
-    for values in (tiny.DRAWN_MEANS, published("bo-qsa")):
+    for values, settings in ((tiny.DRAWN_MEANS, ()), (published("bo-qsa"), ()), (published("bo-qsa"), DROPPING)):
         losses = []
         for start in (1, 2):
-            trainer = tiny.tiny_trainer(values, "training.evaluate_every=2", "training.steps=2")
+            trainer = tiny.tiny_trainer(values, "training.evaluate_every=2", "training.steps=2", *settings)
             torch.manual_seed(start)
             before = torch.random.get_rng_state()
             trainer.fit()

@@ -13,8 +13,9 @@ from psa.errors import ConfigError
 from psa.inference.config import TrainingConfig, override, parse_config, published
 from psa.inference.images import Batches
 from psa.inference.interrupts import Interrupted
-from psa.inference.optimisation import learning_rate
+from psa.inference.optimisation import learning_rate, set_learning_rate
 from psa.inference.schedules import SCHEDULES
+from psa.inference.training import Trainer
 from psa.runs import RunDirectory, load_tensors
 
 DECAYS = {
@@ -55,12 +56,56 @@ def test_a_schedule_of_no_paper_is_told_with_the_names_there_are():
         assert "\n" not in str(error.value)
 
 
+WORDS = ("decoder.kind=transformer", "code.vocabulary=4", "training.warmup_steps=10")
+
+
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("values", [tiny.DRAWN_MEANS, published("bo-qsa")], ids=["drawn", "bo-qsa"])
-def test_accumulated_batches_leave_the_gradient_of_the_whole_one(values):
+@pytest.mark.parametrize("settings", [("training.code_learning_rate=3e-4",), ()], ids=["own", "shared"])
+def test_the_discrete_vae_moves_at_its_own_rate_from_the_first_step(settings):
+    """Adam's first step is the learning rate in every entry whose gradient is far from rounding."""
+    trainer = tiny.tiny_trainer(published("bo-qsa"), *WORDS, "training.learning_rate=1e-4", *settings)
+    before = {name: value.clone() for name, value in trainer.autoencoder.state_dict().items()}
+    trainer.train_steps(1)
+    after = trainer.autoencoder.state_dict()
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    warm = learning_rate(0, trainer.config)
+    assert_close(warm, 1e-5)
+    of_code = {name for name in moved if name.startswith(("guide.code.", "model.decoder.painter."))}
+    assert len(of_code) == 12
+    for name in ("guide.code.encoder.convolutions.0.weight", "model.decoder.painter.convolutions.4.weight"):
+        assert_close(moved[name], 3e-4 if settings else warm, 3e-6)
+    assert max(moved[name] for name in of_code) < (3.1e-4 if settings else 1.1e-5)
+    assert max(moved[name] for name in set(moved) - of_code) < 1.1e-5
+    assert_close(moved["model.decoder.head.weight"], warm, 1e-7)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_rate_of_the_discrete_vae_decays_with_the_others_and_may_be_set_when_a_run_goes_on(tmp_path):
+    settings = (*WORDS, "training.decay=linear", "training.steps=4")
+
+    def trainer(name: str, *more: str) -> Trainer:
+        return tiny.tiny_trainer(published("bo-qsa"), *settings, *more, path=tmp_path / name)
+
+    trainer("run").fit(until=2)
+    resumed = trainer("run", "training.code_learning_rate=0.5")
+    order = [id(p) for group in resumed._state.optimiser.param_groups for p in group["params"]]
+    assert order == [id(parameter) for parameter in resumed.autoencoder.parameters()]
+    resumed.resume()
+    set_learning_rate(resumed._state.optimiser, 2, resumed.config)
+    rates = {group["lr"] for group in resumed._state.optimiser.param_groups}
+    assert rates == {0.25, learning_rate(2, resumed.config)}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("values", "added"),
+    [(tiny.DRAWN_MEANS, ()), (published("bo-qsa"), ()), (published("bo-qsa"), (*WORDS, "decoder.dropout=0.5"))],
+    ids=["drawn", "bo-qsa", "dropout"],
+)
+def test_accumulated_batches_leave_the_gradient_of_the_whole_one(values, added):
     gradients = []
     for settings in (("training.batch_size=6",), ("training.batch_size=2", "training.accumulate=3")):
-        trainer = tiny.tiny_trainer(values, *settings)
+        trainer = tiny.tiny_trainer(values, *settings, *added)
         trainer.autoencoder.train()
         loss = trainer._gradients(trainer._source.batch(2))
         gradients.append([loss, *(p.grad for p in trainer._parameters if p.grad is not None)])
@@ -98,20 +143,28 @@ def test_averaged_weights_are_the_running_average_and_are_what_is_saved_and_eval
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_run_with_averaged_weights_and_accumulation_resumes_bit_by_bit(tmp_path):
-    settings = ("training.ema=0.9", "training.batch_size=2", "training.accumulate=2", "training.steps=8")
+@pytest.mark.parametrize(
+    ("values", "added"),
+    [
+        (tiny.DRAWN_MEANS, ()),
+        (published("bo-qsa"), (*WORDS, "decoder.dropout=0.5", "training.code_learning_rate=0.01")),
+    ],
+    ids=["psa", "words"],
+)
+def test_a_run_with_averaged_weights_and_accumulation_resumes_bit_by_bit(values, added, tmp_path):
+    settings = ("training.ema=0.9", "training.batch_size=2", "training.accumulate=2", "training.steps=8", *added)
 
     def stop(step: int, row: dict[str, float]) -> None:
         if step == 5:
             cut.save()
             raise Interrupted
 
-    whole = tiny.tiny_trainer(tiny.DRAWN_MEANS, *settings, path=tmp_path / "whole")
+    whole = tiny.tiny_trainer(values, *settings, path=tmp_path / "whole")
     whole.fit()
-    cut = tiny.tiny_trainer(tiny.DRAWN_MEANS, *settings, path=tmp_path / "cut", progress=stop)
+    cut = tiny.tiny_trainer(values, *settings, path=tmp_path / "cut", progress=stop)
     with pytest.raises(Interrupted):
         cut.fit()
-    resumed = tiny.tiny_trainer(tiny.DRAWN_MEANS, *settings, path=tmp_path / "cut")
+    resumed = tiny.tiny_trainer(values, *settings, path=tmp_path / "cut")
     resumed.resume()
     resumed.fit()
     assert tiny.same_weights(resumed.trained, whole.trained)
@@ -164,11 +217,12 @@ def test_the_documented_schedules_are_those_there_are():
         [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")
     ]
     assert [row[0] for row in rows] == list(SCHEDULES)
-    for name, steps, batch, rate, warmup, decay, noise, _ in rows:
+    for name, steps, batch, rate, of_code, warmup, decay, noise, _ in rows:
         settings = SCHEDULES[name].settings
         assert int(steps.replace(",", "")) == settings["steps"]
         assert int(batch) == settings["batch_size"]
         assert float(rate) == settings["learning_rate"]
+        assert (float(of_code) if of_code else None) == settings.get("code_learning_rate")
         assert int(warmup.replace(",", "")) == settings["warmup_steps"]
         half_life = f"half in {settings['half_life']:,}" if settings["decay"] == "exponential" else "none"
         assert decay == half_life

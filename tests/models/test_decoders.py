@@ -127,6 +127,18 @@ class TestBroadcastDecoder(MaskedContract):
         assert decoder(self.slots()).mean.shape == (2, 3, 5, 7)
 
 
+class TestBroadcastDecoderAsInBoQsa(TestBroadcastDecoder):
+    """Table 10's layers: 5 x 5 ones, as many of stride 1 as asked for, and a last one of 3 x 3."""
+
+    settings = {"hidden_dim": 7, "num_upsamplings": 2, "kernel": 5, "num_convolutions": 2}  # noqa: RUF012
+
+    def test_its_layers_are_the_papers(self):
+        layers = [layer for layer in self.build().convolutions if not isinstance(layer, nn.ReLU)]
+        found = [(type(layer).__name__, layer.kernel_size[0], layer.stride[0], layer.out_channels) for layer in layers]
+        up, plain = ("ConvTranspose2d", 5, 2, 7), ("Conv2d", 5, 1, 7)
+        assert found == [up, up, plain, plain, ("Conv2d", 3, 1, 4)]
+
+
 class TestJointDecoder(DecoderContract):
     decoder = JointDecoder
     settings = {"hidden_dim": 7, "num_layers": 2, "patch": 4}  # noqa: RUF012

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from tolerances import assert_close
+from tolerances import assert_close, assert_mean_is
 from torch import Tensor
 
 from psa.models.decoders import SlotTransformer
+from psa.models.decoders.dropout import GivenDropout
 
 LENGTH, HIDDEN, SLOT_DIM = 6, 8, 5
 
@@ -102,6 +103,52 @@ def test_dropout_acts_in_training_alone():
     assert_close(net(inputs(), slots()), net(inputs(), slots()))
     torch.manual_seed(0)
     assert float((net.train()(inputs(), slots()) - net(inputs(), slots())).detach().abs().max()) > 1e-3
+
+
+def test_dropout_acts_where_torchs_own_layer_drops(monkeypatch):
+    """In place of draws every place multiplies by a factor of its own, here and in torch's layer."""
+    net = transformer(0.5).train()
+    factors = iter(range(2, 14))
+    attention = torch.nn.functional.scaled_dot_product_attention
+    scales, expected = [], net._inputs(inputs())
+    for layer, places in zip(net.layers, net.dropouts, strict=True):
+        own = {name: float(next(factors)) for name, _ in places.named_children()}
+        for name, place in places.named_children():
+            monkeypatch.setattr(place, "forward", lambda values, scale=own[name]: scale * values)
+        for name, torchs in (
+            ("looked", "dropout1"),
+            ("found", "dropout2"),
+            ("hidden", "dropout"),
+            ("wide", "dropout3"),
+        ):
+            monkeypatch.setattr(getattr(layer, torchs), "forward", lambda values, scale=own[name]: scale * values)
+        scales += [own["attention"], own["cross_attention"]]
+
+    def scaled(query: Tensor, key: Tensor, value: Tensor, *rest: object, **more: object) -> Tensor:
+        return scales.pop(0) * attention(query, key, value, *rest, **more)
+
+    found = net(inputs(), slots())
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", scaled)
+    for layer in net.layers:
+        later = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
+        expected = layer(expected, net.memory(slots()), tgt_mask=later, tgt_is_causal=True)
+    assert scales == []
+    assert_close(found, net.norm(expected))
+
+
+def test_what_is_kept_is_what_the_draws_say_scaled_so_that_the_mean_stays():
+    dropout, values = GivenDropout(0.25).double(), draw(3, 4, 5)
+    kept = torch.arange(60).reshape(3, 4, 5) % 4 > 0
+    asked = []
+    dropout.keep = lambda shape, share: asked.append((tuple(shape), share)) or kept
+    assert_close(dropout(values), values * kept / 0.75)
+    assert asked == [((4, 5), 0.25)]
+    assert torch.equal(dropout.eval()(values), values)
+    assert torch.equal(GivenDropout(0.0)(values), values)
+    torch.manual_seed(0)
+    drawn = GivenDropout(0.25)(torch.ones(200, 500))
+    assert_close(drawn.unique(), torch.tensor([0.0, 1 / 0.75]))
+    assert_mean_is(drawn.flatten(), 1.0)
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():

@@ -25,6 +25,7 @@ from psa.inference.config import RunConfig, parse_config
 from psa.inference.interrupts import Interrupted, deferred_interrupts
 from psa.inference.sessions import Outcome, evaluate_run, open_trainer, resume_run, start_run
 from psa.locks import LOCK
+from psa.plugins import load_plugins, loaded_plugins
 from psa.report import RunsTable
 from psa.runs import RunDirectory
 
@@ -89,9 +90,10 @@ def candidate_seeds(seed: int) -> list[int]:
     return [seed * NUM_CANDIDATES + i for i in range(NUM_CANDIDATES)]
 
 
-def _inherit(messages: Messages, stop: Event) -> None:
+def _inherit(messages: Messages, stop: Event, plugins: Sequence[str]) -> None:
     global _inherited  # a pool's initializer has no other place to leave what its tasks inherit
     _inherited = messages, stop
+    load_plugins(plugins)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the trainer takes it, which finishes its step first
 
 
@@ -197,7 +199,7 @@ def _train_all(
         return [future.result() for future in futures]
 
     steps = config.training.steps
-    with ProcessPoolExecutor(workers, context, _inherit, (messages, stop)) as pool:
+    with ProcessPoolExecutor(workers, context, _inherit, (messages, stop, loaded_plugins())) as pool:
         if deadline is not None:
             steps = _steps_that_fit(list(pool.map(_probe, [tables(s, steps) for s in seeds[:workers]])), deadline)
         first = train(seeds, max(1, round(FIRST_SHARE * steps)))

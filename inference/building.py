@@ -16,7 +16,7 @@ from psa.inference.encoders.frozen import FrozenEncoder
 from psa.inference.encoders.whole import WholeImageEncoder
 from psa.inference.encoders.words import WordEncoder
 from psa.models.code_scene import CodeSceneModel
-from psa.models.decoders import BroadcastDecoder, JointDecoder, PatchDecoder, SlotTransformer
+from psa.models.decoders import DecoderPlan, SlotTransformer, decoder_of_kind
 from psa.models.decoders.code import CodeTransformerDecoder
 from psa.models.decoders.features import FeatureTransformerDecoder
 from psa.models.decoders.grid import patch_grid
@@ -110,23 +110,27 @@ def build_decoder(config: RunConfig, size: Size) -> nn.Module:
     Raises:
         ValueError: If the settings do not fit each other or the size.
     """
-    decoder, slot_dim = config.decoder, config.slots.slot_dim
+    decoder = config.decoder
     channels, size = observed(config, size)
     features = config.encoder.kind == "features"  # whose grid is coarse: no patches, no steps up to it
-    if decoder.kind == "broadcast":
-        steps = 0 if features else decoder.num_upsamplings
-        return BroadcastDecoder(
-            slot_dim, size, decoder.hidden_dim, steps, channels, decoder.kernel, decoder.num_convolutions
-        )
-    patch = 1 if features else decoder.patch
-    if decoder.kind == "transformer":
-        grid = patch_grid(size, patch)
-        transformer = SlotTransformer(
-            slot_dim, grid[0] * grid[1], decoder.hidden_dim, decoder.num_layers, decoder.num_heads, decoder.dropout
-        )
-        if features:
-            return FeatureTransformerDecoder(transformer, (channels, *grid))
-        painter = CodeDecoder(grid, config.code.vocabulary, config.code.channels, patch)
-        return CodeTransformerDecoder(transformer, painter)
-    masked = PatchDecoder if decoder.kind == "patch" else JointDecoder
-    return masked(slot_dim, size, decoder.hidden_dim, decoder.num_layers, patch, channels)
+    plan = DecoderPlan(
+        config.slots.slot_dim,
+        size,
+        channels,
+        decoder.hidden_dim,
+        decoder.num_layers,
+        1 if features else decoder.patch,
+        0 if features else decoder.num_upsamplings,
+        decoder.num_heads,
+        decoder.dropout,
+        decoder.kernel,
+        decoder.num_convolutions,
+    )
+    built = decoder_of_kind(decoder.kind, plan, decoder.options)
+    if decoder.kind != "transformer":
+        return built
+    assert isinstance(built, SlotTransformer)
+    grid = patch_grid(size, plan.patch)
+    if features:
+        return FeatureTransformerDecoder(built, (channels, *grid))
+    return CodeTransformerDecoder(built, CodeDecoder(grid, config.code.vocabulary, config.code.channels, plan.patch))

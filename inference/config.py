@@ -6,12 +6,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from psa.errors import ConfigError
 from psa.inference.data_config import DataConfig, Section
 from psa.inference.schedules import SCHEDULES, schedule_settings
 from psa.inference.variants import specify
+from psa.models.decoders import DECODERS
 
 
 class EncoderConfig(Section):
@@ -59,9 +60,9 @@ class FeaturesConfig(Section):
 
 
 class DecoderConfig(Section):
-    """``decoder``: patch (an MLP per position), broadcast, joint (not additive) or transformer (words of a code)."""
+    """``decoder``: patch (an MLP per position), broadcast, joint (not additive), transformer, or a registered kind."""
 
-    kind: Literal["patch", "broadcast", "joint", "transformer"] = "patch"
+    kind: str = "patch"
     hidden_dim: int = Field(default=64, ge=1)
     num_layers: int = Field(default=3, ge=1, description="hidden layers, convolutions of joint, transformer layers")
     patch: int = Field(default=4, ge=1, description="pixels a side of what a position emits; not of broadcast")
@@ -77,6 +78,13 @@ class DecoderConfig(Section):
         default=None, ge=0, allow_inf_nan=False, description="in the rule's unit; left out, the rule's own default"
     )
     relevance_start: float = Field(default=0.25, ge=0, le=1, description="share of training that decodes all slots")
+    options: dict[str, str | bool | int | float] = Field(default_factory=dict, description="of a registered kind")
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        DECODERS.find(kind)
+        return kind
 
 
 class ObjectiveConfig(Section):

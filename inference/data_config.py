@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -37,6 +37,18 @@ class DataConfig(Section):
         default=2.0, ge=0, allow_inf_nan=False, description="GiB; images of a split that take more are not kept there"
     )
 
-    def options(self) -> dict[str, Any]:
+    options: dict[str, str | bool | int | float] = Field(
+        default_factory=dict, description="of a registered data set, those that have no key of their own"
+    )
+
+    @field_validator("options")
+    @classmethod
+    def _have_no_key_of_their_own(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in options:
+            if name in cls.model_fields:
+                raise ValueError(f"expected options without a key of their own, got {name}, which is data.{name}")
+        return options
+
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``psa.data.open_dataset``."""
-        return self.model_dump(exclude={"source", *READING}, exclude_none=True)
+        return self.model_dump(exclude={"source", "options", *READING}, exclude_none=True) | self.options

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from psa.inference.keyed_noise import ImageNoise, RandomSource, Site
+from psa.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Given(nn.Module):
         raise ValueError("initial must be passed in: this member's initialiser is 'given'")
 
 
-INITIALISERS: dict[str, type[nn.Module]] = {
+_OWN: dict[str, type[nn.Module]] = {
     "standard-normal": StandardNormal,
     "learned-gaussian": LearnedGaussian,
     "queries": Queries,
@@ -180,3 +181,4 @@ INITIALISERS: dict[str, type[nn.Module]] = {
     "kmeans++": KMeansPlusPlus,
     "given": Given,
 }
+INITIALISERS: Registry[type[nn.Module]] = Registry("initialiser", _OWN)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ctypes import c_int
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -25,6 +25,7 @@ from psa.inference.interrupts import Interrupted, deferred_interrupts
 from psa.inference.processes import Fabric, FabricProcesses, Processes, build_fabric
 from psa.inference.sessions import resume_run, start_run
 from psa.inference.training import Progress, Trainer
+from psa.plugins import load_plugins, loaded_plugins
 from psa.runs import RunDirectory
 
 POLL_SECONDS = 0.1
@@ -45,11 +46,13 @@ class Request:
         path: Its directory.
         values: The configuration of a new run; None goes on with the one that is there.
         settings: Of a run that is gone on with, as ``key=value``.
+        plugins: Modules that every process imports first.
     """
 
     path: Path
     values: Mapping[str, Any] | None
     settings: Sequence[str] = ()
+    plugins: Sequence[str] = field(default_factory=loaded_plugins)
 
     def config(self) -> RunConfig:
         """The whole configuration.
@@ -120,6 +123,7 @@ def _work(fabric: Fabric, request: Request, senders: Sequence[Connection], stop:
         sender.send((step, row))
 
     try:
+        load_plugins(request.plugins)
         trainer = request.open(tell, processes)
         trainer.fit()
     except Interrupted as interrupted:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psa.records import SlotPosterior
+from psa.registry import Registry
 
 
 class MeanReadout(nn.Module):
@@ -55,9 +56,10 @@ class QueryReadout(nn.Module):
         return self.mlp(self.norm(torch.cat([posterior.loc, posterior.initial_loc], dim=-1)))
 
 
-READOUTS: dict[str, type[nn.Module]] = {
+_OWN: dict[str, type[nn.Module]] = {
     "mean": MeanReadout,
     "normal": NormalReadout,
     "moments-mlp": MomentsReadout,
     "query-mlp": QueryReadout,
 }
+READOUTS: Registry[type[nn.Module]] = Registry("readout", _OWN)

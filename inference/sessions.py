@@ -43,8 +43,8 @@ def open_split(data: DataConfig, split: str) -> SceneDataset:
         DataError: If it cannot be read, or its images are smaller than the encoder allows.
         ConfigError: If an option does not fit the source.
     """
-    options = data.options()
-    if data.source in DATASETS:
+    options = data.arguments()
+    if data.source in DATASETS.own:
         wanted = options.get("num_scenes", NUM_TRAINING)
         options["num_scenes"] = wanted if split == "train" else min(wanted, NUM_EVALUATED)
     dataset = open_dataset(data.source, split, **options)
@@ -72,7 +72,10 @@ def prepared_as(autoencoder: SlotAutoencoder, source: str | None) -> DataConfig:
     reading = own.model_dump(include=set(READING))
     if source == "sprites":  # square, and never cropped
         return DataConfig(source=source, size=autoencoder.size[0], **reading)
-    return DataConfig(source=source, size=autoencoder.size, crop=own.crop, **reading)
+    takes = DATASETS[source].options if source in DATASETS else None
+    size = autoencoder.size if takes is None or "size" in takes else None
+    crop = own.crop if takes is None or "crop" in takes else None
+    return DataConfig(source=source, size=size, crop=crop, **reading)
 
 
 def kept_features(images: Images, config: RunConfig) -> Images:

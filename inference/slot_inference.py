@@ -8,11 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from psa.conjugate import NormalGamma
 from psa.inference.conjugate_steps import (
     entropy,
     evidence_lower_bound,
-    given_moments,
     start_from_mixture,
     variational_natural,
 )
@@ -21,9 +19,7 @@ from psa.inference.e_steps import ESteps
 from psa.inference.em import (
     MixtureState,
     dot_natural,
-    mean_update,
     mixture_natural,
-    moments_update,
     variance_about,
 )
 from psa.inference.gradients import iterate
@@ -32,12 +28,11 @@ from psa.inference.keyed_noise import RandomSource
 from psa.inference.neural import NeuralUpdate
 from psa.inference.readouts import READOUTS, NormalReadout
 from psa.inference.slot_moments import SlotMoments
+from psa.inference.updates import MOMENTS, UPDATES, UpdateSettings
 from psa.records import SlotPosterior
 
 if TYPE_CHECKING:
     from psa.inference.variants import VariantSpec
-
-MOMENTS = ("moments", "moments-uniform")  # updates that give a slot a variance
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,8 @@ class SlotInference(nn.Module):
         self.initialiser = INITIALISERS[spec.initialiser](num_slots, slot_dim)
         self.neural = NeuralUpdate(slot_dim, spec.hidden_dim) if spec.neural else None
         self.readout = READOUTS[spec.readout](slot_dim, spec.hidden_dim)
+        self._update = UPDATES[spec.update]
+        self._settings = UpdateSettings(spec.variance_floor, spec.covariance, spec.prior)
 
     def forward(
         self,
@@ -109,9 +106,8 @@ class SlotInference(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             start = self._start(centred, initial, num_slots, generator)
             if self.spec.update == "conjugate" and start.concentration is None:
-                start = start_from_mixture(
-                    start, self.spec.prior.concentration, self._prior(centred), centred.num_tokens
-                )
+                prior = self._settings.components(centred)
+                start = start_from_mixture(start, self.spec.prior.concentration, prior, centred.num_tokens)
 
             recorded = steps if self.spec.gradient == "unrolled" else 1
             e_steps = ESteps(centred, start.loc.shape[1], recorded, self.spec.covariance == "full", self.spec.epsilon)
@@ -198,10 +194,6 @@ class SlotInference(nn.Module):
             covariance = state.var.diag_embed()
         return MixtureState(state.loc, state.var, state.log_weights, covariance if full else None)
 
-    def _prior(self, centred: CentredTokens) -> NormalGamma:
-        """The components' prior, (B, 1, ...), about the tokens' mean."""
-        return self.spec.prior.components(centred.values, self.spec.covariance).shifted(-centred.value_origin)
-
     def _anchored(self, centred: CentredTokens, state: MixtureState) -> MixtureState:
         """Under implicit gradients the means are constants in uncentred coordinates, whatever moves the origin."""
         if self.spec.gradient != "implicit":
@@ -211,14 +203,7 @@ class SlotInference(nn.Module):
     def _step(self, e_steps: ESteps, state: MixtureState, last: bool) -> Step:
         centred, spec = e_steps.centred, self.spec
         moments = e_steps.moments(self._natural(centred, state), last, second=last or spec.update != "mean")
-        if spec.update == "conjugate":
-            new = given_moments(moments.statistics(), spec.prior.concentration, self._prior(centred))
-        elif spec.update in MOMENTS:
-            new = moments_update(moments, state, spec.variance_floor, centred.num_tokens)
-            if spec.update == "moments-uniform":
-                new = replace(new, log_weights=state.log_weights)
-        else:
-            new = mean_update(moments, state)
+        new = self._update(moments, state, centred, self._settings)
         if self.neural is not None:
             origin = centred.value_origin
             loc = self.neural(new.loc + origin, state.loc + origin) - origin
@@ -268,7 +253,7 @@ class SlotInference(nn.Module):
             entropy(last.moments.responsibilities, centred.token_weights),
             last.state,
             self.spec.prior.concentration,
-            self._prior(centred),
+            self._settings.components(centred),
             centred.num_tokens,
         )
 

@@ -1,19 +1,18 @@
 """The family of slot methods as one table of parts, and :func:`build` (model.md section 2, docs/em_family.md)."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from types import MappingProxyType
 from typing import Any
 
 from psa.inference.gradients import GRADIENTS
 from psa.inference.initialisers import INITIALISERS
 from psa.inference.readouts import READOUTS
 from psa.inference.slot_inference import SlotInference, positive_int
+from psa.inference.updates import UPDATES
 from psa.models.local_mixture import COVARIANCES, LocalMixturePrior
+from psa.registry import Registry
 
 AGREEMENTS = ("dot", "gaussian", "variational")
-UPDATES = ("mean", "moments", "moments-uniform", "conjugate")
 PROJECTIONS = ("none", "q", "qkv")
 _FULL = (("gaussian", "moments", True), ("variational", "conjugate", True))
 
@@ -26,7 +25,7 @@ class VariantSpec:
         name: The member's name.
         initialiser: A key of ``INITIALISERS``.
         agreement: The E-step: dot, gaussian, variational.
-        update: The M-step: mean, moments, moments-uniform (weights stay where they start), conjugate.
+        update: The M-step, a key of ``UPDATES``; with moments-uniform weights stay where they start.
         neural: Whether a GRU and a residual MLP follow the update of the mean.
         gradient: unrolled, implicit, straight-through.
         readout: A key of ``READOUTS``.
@@ -63,12 +62,12 @@ class VariantSpec:
     prior: LocalMixturePrior = field(default_factory=LocalMixturePrior)
 
     def __post_init__(self) -> None:
+        INITIALISERS.find(self.initialiser)
+        UPDATES.find(self.update)
+        READOUTS.find(self.readout)
         for column, allowed in (
-            ("initialiser", INITIALISERS),
             ("agreement", AGREEMENTS),
-            ("update", UPDATES),
             ("gradient", GRADIENTS),
-            ("readout", READOUTS),
             ("projections", PROJECTIONS),
             ("covariance", COVARIANCES),
         ):
@@ -131,7 +130,25 @@ _ROWS = (
 )
 # fmt: on
 
-VARIANTS: Mapping[str, VariantSpec] = MappingProxyType({row.name: row for row in _ROWS})
+VARIANTS: Registry[VariantSpec] = Registry("variant", {row.name: row for row in _ROWS})
+
+
+def register_variant(name: str, row: VariantSpec, source: str = "") -> VariantSpec:
+    """Add a member to the family: from now on ``slots.variant`` and :func:`build` know its name.
+
+    Args:
+        name: Free, of letters, digits and ``. _ + -``.
+        row: Its columns, as :func:`specify` gives them; name and source are replaced.
+        source: Where it comes from.
+
+    Returns:
+        The row under its name.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    VARIANTS.register(name, replace(row, name=name, source=source))
+    return VARIANTS[name]
 
 
 def specify(name: str, /, **overrides: Any) -> VariantSpec:
@@ -140,13 +157,12 @@ def specify(name: str, /, **overrides: Any) -> VariantSpec:
     Raises:
         ValueError: If there is no such member or column, or a value is outside its support.
     """
-    if name not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {name!r}")
+    row = VARIANTS.find(name)
     columns = [f.name for f in fields(VariantSpec) if f.name not in ("name", "source")]
     for column in overrides:
         if column not in columns:
             raise ValueError(f"no column {column!r} to override; there are {', '.join(columns)}")
-    return replace(VARIANTS[name], **overrides)
+    return replace(row, **overrides)
 
 
 def build(

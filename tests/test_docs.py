@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer.main
 from pydantic import BaseModel
+from registered import forget
 
 from psa.cli import app
 from psa.data.sprites import SpriteOptions
@@ -53,11 +54,12 @@ def rows(text: str) -> list[list[str]]:
 
 @pytest.fixture
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory; torch's generator and threads as they were afterwards."""
+    """An empty working directory; torch's generator and threads, and what is registered, as they were afterwards."""
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     with torch.random.fork_rng():
         yield tmp_path
+    forget()
     torch.set_num_threads(threads)
 
 
@@ -127,6 +129,8 @@ COLUMNS = {field.name for field in dataclasses.fields(VariantSpec)} - {"name", "
 
 
 def is_key(key: str) -> bool:
+    if key.startswith(("data.options.", "decoder.options.")):
+        return True
     column = key.removeprefix("slots.overrides.")
     return key in KEYS or (column != key and (column in COLUMNS or column == "COLUMN"))
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Annotated
 
 import typer
 
@@ -26,6 +27,7 @@ from psa.cli.slots import slots
 from psa.cli.train import train
 from psa.errors import PsaError, Stopped, TrainingFailed
 from psa.files import NO_ROOM
+from psa.plugins import load_plugins
 from psa.progress import watching
 
 app = typer.Typer(
@@ -40,6 +42,21 @@ for command in (demo, train, evaluate, encode, sample, slots, compare, check, di
     app.command()(command)
 app.add_typer(experiment)
 app.add_typer(data)
+
+
+@app.callback()
+def prepare(
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE.py|MODULE",
+            help="Your module that registers variants, decoders or data sets; its code runs. Repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Slot-based scene models as inference in an explicit probabilistic program."""
+    load_plugins(plugin or ())
+
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 

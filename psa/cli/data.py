@@ -11,10 +11,11 @@ from rich.table import Table
 
 from psa.cli.common import JsonOption, SetOption, print_json, progress_bar, result_console, write_line
 from psa.data import ObjectRange, convert, open_dataset
-from psa.data.catalogue import DATASETS, READERS, find_reader
+from psa.data.catalogue import READERS, find_reader
 from psa.data.conversion import Conversion
 from psa.data.description import MapDataset
 from psa.data.inspection import inspect_items, spread_indices
+from psa.data.named import DATASETS
 from psa.data.splits import SPLITS
 from psa.errors import ConfigError, PsaError, Stopped
 from psa.inference.config import override
@@ -41,12 +42,13 @@ OwnOption = Annotated[
 @data.command("list")
 def list_data(json: JsonOption = False) -> None:
     """Generators by name, and the layouts of folders and files that can be read."""
+    named = [(name, source.about) for name, source in DATASETS.items()]
     layouts = [reader.layout.partition(": ")[::2] for reader in READERS if reader.layout]
     if json:
-        generators = [{"name": name, "about": about} for name, about in DATASETS.items()]
+        generators = [{"name": name, "about": about} for name, about in named]
         print_json({"generators": generators, "layouts": [{"layout": name, "about": of} for name, of in layouts]})
         return
-    for title, rows in (("generators", DATASETS.items()), ("layouts, by path", layouts)):
+    for title, rows in (("generators", named), ("layouts, by path", layouts)):
         table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
@@ -178,7 +180,7 @@ def _watch(bar: Any, description: str) -> Callable[[int, int], object]:
 
 def _layout(source: str) -> str:
     if source in DATASETS:
-        return f"generator: {DATASETS[source]}"
+        return f"generator: {DATASETS[source].about}"
     reader = find_reader(Path(source))
     assert reader is not None  # it was opened
     return reader.layout

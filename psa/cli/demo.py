@@ -20,6 +20,7 @@ from psa.errors import Stopped
 from psa.experiments.demo import SCENES, Demo, candidate_seeds, run_demo
 from psa.inference.config import RECIPE, override, published
 from psa.inference.sessions import summary
+from psa.plugins import with_plugins
 
 
 def demo(
@@ -55,10 +56,8 @@ def demo(
         try:
             result = run_demo(values, out, seed, seconds, show)
         except KeyboardInterrupt:
-            raise Stopped(
-                f"interrupted; checkpoints are under {out}/demo. Go on with one: "
-                f"psa train --resume --out {out}/demo/seed-{candidate_seeds(seed)[0]}"
-            ) from None
+            again = with_plugins(f"train --resume --out {out}/demo/seed-{candidate_seeds(seed)[0]}")
+            raise Stopped(f"interrupted; checkpoints are under {out}/demo. Go on with one: {again}") from None
     for problem in result.outcome.evaluation.health.problems:
         progress_console.print(f"warning: {problem}", markup=False, highlight=False)
     print_result(_plain(result, seed), "psa demo", json)

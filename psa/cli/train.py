@@ -17,6 +17,7 @@ from psa.inference.interrupts import Interrupted
 from psa.inference.launching import Request
 from psa.inference.launching import train as train_run
 from psa.inference.sessions import evaluate_run, summary
+from psa.plugins import with_plugins
 from psa.runs import RunDirectory
 
 
@@ -63,7 +64,7 @@ def train(
 @contextmanager
 def _how_to_go_on(run: RunDirectory) -> Iterator[None]:
     """Whatever stops a run, the line says what to do."""
-    again = f"psa train --resume --out {run.path}"
+    again = with_plugins(f"train --resume --out {run.path}")
     try:
         yield
     except Interrupted as error:

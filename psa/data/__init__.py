@@ -1,7 +1,7 @@
 """Data sets of scenes: generators and readers behind ``open_dataset``, and the batches that models take."""
 
 from psa.data.brady import BradyScenes
-from psa.data.catalogue import DATASETS, open_dataset, open_images
+from psa.data.catalogue import open_dataset, open_images
 from psa.data.clevr import ClevrScenes
 from psa.data.clevrtex import ClevrTexScenes
 from psa.data.coco import CocoScenes
@@ -12,6 +12,7 @@ from psa.data.folder import FolderScenes
 from psa.data.hdf5 import Hdf5Scenes
 from psa.data.mixture_2d import Mixture2d, Mixture2dOptions
 from psa.data.multi_dsprites import MultiDsprites, MultiDspritesOptions
+from psa.data.named import DATASETS, register_dataset
 from psa.data.object_counts import ObjectRange, count_objects
 from psa.data.prepare import Preparation
 from psa.data.shapestacks import ShapeStacksScenes
@@ -63,6 +64,7 @@ __all__ = [
     "count_objects",
     "open_dataset",
     "open_images",
+    "register_dataset",
     "split_indices",
     "streamed",
 ]

@@ -1,7 +1,7 @@
 """From what a user names, a generator, a folder or a file, to the data set that reads it."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +28,20 @@ from psa.data.description import PointsDataset, SceneDataset
 from psa.data.dsprites import DspritesScenes
 from psa.data.folder import FolderScenes
 from psa.data.hdf5 import HDF5_SUFFIXES, Hdf5Scenes
-from psa.data.mixture_2d import OPTIONS as MIXTURE_OPTIONS
-from psa.data.mixture_2d import Mixture2d, Mixture2dOptions
-from psa.data.multi_dsprites import MultiDsprites, MultiDspritesOptions
+from psa.data.named import DATASETS, READER_OPTIONS, require_known
 from psa.data.options import require_choice
 from psa.data.pictures import IMAGE_SUFFIXES
 from psa.data.prepare import Preparation
 from psa.data.shapestacks import ShapeStacksScenes
 from psa.data.splits import SPLITS
-from psa.data.sprites import SpriteOptions, Sprites
-from psa.data.tetrominoes import Tetrominoes, TetrominoOptions
 from psa.data.tfrecords import TFRECORD_SUFFIXES, TfrecordScenes
 from psa.data.token_points import TokenPoints
 from psa.data.voc import VocScenes
 from psa.data.webdataset import WebdatasetScenes
-from psa.errors import ConfigError, DataError
+from psa.errors import DataError
+from psa.registry import HOW
 
-DATASETS = {
-    "sprites": "squares, circles and triangles of colliding colours that occlude one another",
-    "tetrominoes": "three pieces of four squares that do not overlap, 35 x 35 pixels",
-    "multi-dsprites": "squares, ellipses and hearts that occlude one another, 64 x 64 pixels",
-    "mixture-2d": "points in the plane, a few Gaussian objects an image, each of one of a few types",
-}
 FILE_SUFFIXES = (*HDF5_SUFFIXES, *TFRECORD_SUFFIXES, ".tar", ".npz", ".npy")
-READER_OPTIONS = tuple(field.name for field in fields(Preparation))
-SPRITE_OPTIONS = tuple(field.name for field in fields(SpriteOptions))
-GENERATORS: Mapping[str, tuple[Callable[..., SceneDataset], type]] = {
-    "tetrominoes": (Tetrominoes, TetrominoOptions),
-    "multi-dsprites": (MultiDsprites, MultiDspritesOptions),
-}
 
 
 @dataclass(frozen=True)
@@ -127,26 +112,25 @@ READERS = (
 
 
 def open_dataset(name_or_path: str | Path, split: str = "train", **options: Any) -> SceneDataset | PointsDataset:
-    """Opens a generator of ``DATASETS`` by its name, a folder of pictures or TFRecords, or an HDF5 or TFRecord file.
+    """Opens a data set of ``DATASETS`` by its name, a folder of pictures or TFRecords, or an HDF5 or TFRecord file.
 
     Args:
         name_or_path: a name of ``DATASETS`` comes before a folder called the same; write ./NAME for the folder.
         split: train, val, test, or all that a folder or file holds.
         options: for a generator seed, num_scenes and the fields of its options (``SpriteOptions``,
             ``Mixture2dOptions``, ``TetrominoOptions``, ``MultiDspritesOptions``); for a path, tetrominoes and
-            multi-dsprites size and crop; for COCO and VOC masks; for a dSprites file those of multi-dsprites.
+            multi-dsprites size and crop; for COCO and VOC masks; for a dSprites file those of multi-dsprites; for a
+            registered one those of its own.
 
     Raises:
         DataError: nothing of that name, or something that cannot be read.
         ConfigError: an unknown split or option, or a value outside an option's support.
     """
     require_choice("split", split, SPLITS)
-    if name_or_path == "sprites":
-        return _open_sprites(split, options)
-    if name_or_path == "mixture-2d":
-        return _open_mixture(split, options)
-    if name_or_path in GENERATORS:
-        return _open_generator(str(name_or_path), split, options)
+    if name_or_path in DATASETS:
+        source = DATASETS[str(name_or_path)]
+        source.require_known(options, str(name_or_path))
+        return source.open(split, **options)
     path = Path(name_or_path)
     try:
         return _open_path(path, split, options)
@@ -163,7 +147,7 @@ def open_images(path: str | Path, **options: Any) -> SceneDataset:
     """
     path = Path(path)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        _require_known(options, READER_OPTIONS, str(path))
+        require_known(options, READER_OPTIONS, str(path))
         return FolderScenes(path, "all", Preparation.from_options(**options))
     dataset = open_dataset(path, "all", **options)
     if not isinstance(dataset, SceneDataset):
@@ -176,44 +160,16 @@ def find_reader(path: Path) -> Reader | None:
     return next((reader for reader in READERS if reader.recognises(path)), None)
 
 
-def _open_sprites(split: str, options: Mapping[str, Any]) -> Sprites:
-    _require_known(options, ("seed", "num_scenes", *SPRITE_OPTIONS), "sprites")
-    look = {name: value for name, value in options.items() if name in SPRITE_OPTIONS}
-    stream = {name: value for name, value in options.items() if name not in SPRITE_OPTIONS}
-    return Sprites(SpriteOptions(**look), split, **stream)
-
-
-def _open_mixture(split: str, options: Mapping[str, Any]) -> Mixture2d:
-    _require_known(options, MIXTURE_OPTIONS, "mixture-2d")
-    stream = {name: value for name, value in options.items() if name in ("seed", "num_scenes")}
-    return Mixture2d(Mixture2dOptions(**{n: v for n, v in options.items() if n not in stream}), split, **stream)
-
-
-def _open_generator(name: str, split: str, options: Mapping[str, Any]) -> SceneDataset:
-    make, look = GENERATORS[name]
-    names = tuple(field.name for field in fields(look))
-    groups = {"look": names, "stream": ("seed", "num_scenes"), "prepared": READER_OPTIONS}
-    _require_known(options, sum(groups.values(), ()), name)
-    given = {group: {n: options[n] for n in names if n in options} for group, names in groups.items()}
-    preparation = Preparation.from_options(**given["prepared"])
-    return make(look(**given["look"]), split, preparation=preparation, **given["stream"])
-
-
 def _open_path(path: Path, split: str, options: dict[str, Any]) -> SceneDataset | PointsDataset:
     reader = find_reader(path)
     if reader is None:
         found = "a file of another kind" if path.exists() else "nothing of that name"
+        hint = "" if path.exists() or path.suffix or path.parts[1:] else HOW
         raise DataError(
             f"{path}: expected a data set ({', '.join(DATASETS)}), a folder of images, "
-            f"or a file ending in {', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}, found {found}"
+            f"or a file ending in {', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}, found {found}{hint}"
         )
-    _require_known(options, (*(READER_OPTIONS if reader.prepares else ()), *reader.options), str(path))
+    require_known(options, (*(READER_OPTIONS if reader.prepares else ()), *reader.options), str(path))
     own = {name: options.pop(name) for name in reader.options if name in options}
     prepared = (Preparation.from_options(**options),) if reader.prepares else ()
     return reader.open(path, split, *prepared, **own)
-
-
-def _require_known(options: Iterable[str], allowed: tuple[str, ...], source: str) -> None:
-    for option in options:
-        if option not in allowed:
-            raise ConfigError(f"data.{option}: no such option for {source}, expected {', '.join(allowed)}")

@@ -9,10 +9,11 @@ from typing import Any
 
 import h5py
 
-from psa.data.catalogue import DATASETS, open_dataset
+from psa.data.catalogue import open_dataset
 from psa.data.converted import read_converted
 from psa.data.description import DatasetInfo, SceneDataset
 from psa.data.hdf5 import HDF5_SUFFIXES
+from psa.data.named import DATASETS
 from psa.data.object_counts import ObjectRange
 from psa.data.options import require_choice
 from psa.data.part_file import PartFile, open_part, require_identity, writing

@@ -43,7 +43,8 @@ def test_a_name_that_is_nothing_says_what_is_accepted(tmp_path):
     files = r"\.h5, \.hdf5, \.tfrecord, \.tfrecords, \.tar, \.npz or \.npy"
     names = r"sprites, tetrominoes, multi-dsprites, mixture-2d"
     accepted = rf"expected a data set \({names}\), a folder of images, or a file ending in {files}, found "
-    with pytest.raises(DataError, match=rf"^sprtes: {accepted}nothing of that name$"):
+    hint = r"; one of your own is registered by its module \(psa --plugin FILE\.py COMMAND\)"
+    with pytest.raises(DataError, match=rf"^sprtes: {accepted}nothing of that name{hint}$"):
         open_dataset("sprtes")
     with pytest.raises(DataError, match=rf"none\.h5: {accepted}nothing of that name$"):
         open_dataset(tmp_path / "none.h5")

@@ -14,7 +14,8 @@ from psa.inference.gradients import GRADIENTS
 from psa.inference.initialisers import INITIALISERS
 from psa.inference.readouts import READOUTS
 from psa.inference.slot_inference import SlotInference
-from psa.inference.variants import AGREEMENTS, PROJECTIONS, UPDATES, VARIANTS, VariantSpec, build, specify
+from psa.inference.updates import UPDATES
+from psa.inference.variants import AGREEMENTS, PROJECTIONS, VARIANTS, VariantSpec, build, specify
 from psa.models.local_mixture import COVARIANCES
 
 FULL = ("em", "vb")  # the members that may have full covariances

@@ -10,7 +10,7 @@ from torch import Tensor
 from psa.inference.attention_masks import attention_masks, resized
 from psa.inference.autoencoder import SlotAutoencoder
 from psa.inference.failures import Health, HealthWatch
-from psa.inference.images import Images
+from psa.inference.images import Images, ImageSet
 from psa.inference.objectives import held_out_objective
 from psa.inference.word_figures import WordCounts, WordFigures
 from psa.metrics import (
@@ -105,47 +105,73 @@ def evaluate(
         images: With or without masks.
         progress: Called with the number of images done.
     """
-    num_slots = autoencoder.model.num_slots
-    watch = HealthWatch(num_slots)
-    errors, objectives, decoded, used, misses = [], [], [], [], []
-    scores: dict[str, list[MaskScores]] = {}
-    words = None if autoencoder.guide.code is None else WordCounts(autoencoder)
+    tally, done = _Tally(autoencoder), 0
     with images.chunks(CHUNK) as chunks:
         for chunk in chunks:
-            batch = chunk.batch(slice(None)).to(autoencoder.model.prior_loc)
-            posterior, slots, masks = autoencoder.encode(batch)
-            active = autoencoder.guide.active(posterior)
-            scene = autoencoder.decode(slots, active)
-            if active is not None:
-                decoded.append(active.cpu())
-            if words is not None:
-                words.add(batch, slots, active)
-            labels = autoencoder.labels(scene, masks).cpu()
-            watch.add(labels, chunk.batch(slice(None)), scene.mean.cpu())
-            errors.append(mean_squared_error(scene.mean, batch).cpu())
-            objectives.append(held_out_objective(autoencoder, batch) * len(batch))
-            used.append(slots_in_use(labels, num_slots))
-            if chunk.masks is not None:
-                misses.append(slot_count_error(used[-1], num_segments(chunk.masks, chunk.background)))
-                kinds = mask_kinds(autoencoder, posterior, scene) | {autoencoder.mask_kind: masks}
-                for kind, found in kinds.items():
-                    scored = score_masks(found.cpu(), chunk.masks, chunk.background, chunk.classes)
-                    scores.setdefault(kind, []).append(scored)
-            progress(sum(map(len, errors)))
-    return Evaluation(
-        segmentation=summarise([batch.images for batch in scores[autoencoder.mask_kind]]) if scores else None,
-        mse=float(torch.cat(errors).mean()),
-        objective=sum(objectives) / len(images),
-        slots_in_use=float(torch.cat(used).double().mean()),
-        slot_count_error=float(torch.cat(misses).double().mean()) if misses else None,
-        health=watch.health(),
-        num_images=len(images),
-        description=describe_objective(autoencoder),
-        mask_kind=autoencoder.mask_kind,
-        words=None if words is None else words.figures(),
-        share_not_decoded=1.0 - float(torch.cat(decoded).double().mean()) if decoded else None,
-        **_measured(scores, images),
-    )
+            tally.add(chunk)
+            done += len(chunk)
+            progress(done)
+    return tally.evaluation(images)
+
+
+class _Tally:
+    """What is kept of the images, as they go by."""
+
+    def __init__(self, autoencoder: SlotAutoencoder) -> None:
+        self._autoencoder = autoencoder
+        self._watch = HealthWatch(autoencoder.model.num_slots)
+        self._words = None if autoencoder.guide.code is None else WordCounts(autoencoder)
+        self._scores: dict[str, list[MaskScores]] = {}
+        self._objective = 0.0
+        self._errors: list[Tensor] = []
+        self._decoded: list[Tensor] = []
+        self._used: list[Tensor] = []
+        self._misses: list[Tensor] = []
+
+    def add(self, chunk: ImageSet) -> None:
+        """Some more images."""
+        autoencoder = self._autoencoder
+        batch = chunk.batch(slice(None)).to(autoencoder.model.prior_loc)
+        posterior, slots, masks = autoencoder.encode(batch)
+        active = autoencoder.guide.active(posterior)
+        scene = autoencoder.decode(slots, active)
+        if active is not None:
+            self._decoded.append(active.cpu())
+        if self._words is not None:
+            self._words.add(batch, slots, active)
+        labels = autoencoder.labels(scene, masks).cpu()
+        self._watch.add(labels, chunk.batch(slice(None)), scene.mean.cpu())
+        self._errors.append(mean_squared_error(scene.mean, batch).cpu())
+        self._objective += held_out_objective(autoencoder, batch) * len(batch)
+        self._used.append(slots_in_use(labels, autoencoder.model.num_slots))
+        if chunk.masks is not None:
+            self._misses.append(slot_count_error(self._used[-1], num_segments(chunk.masks, chunk.background)))
+            kinds = mask_kinds(autoencoder, posterior, scene) | {autoencoder.mask_kind: masks}
+            for kind, found in kinds.items():
+                scored = score_masks(found.cpu(), chunk.masks, chunk.background, chunk.classes)
+                self._scores.setdefault(kind, []).append(scored)
+
+    def evaluation(self, images: Images) -> Evaluation:
+        """Of all that was added, which are these."""
+        kind, scores = self._autoencoder.mask_kind, self._scores
+        return Evaluation(
+            segmentation=summarise([batch.images for batch in scores[kind]]) if scores else None,
+            mse=_mean(self._errors),
+            objective=self._objective / len(images),
+            slots_in_use=_mean(self._used),
+            slot_count_error=_mean(self._misses) if self._misses else None,
+            health=self._watch.health(),
+            num_images=len(images),
+            description=describe_objective(self._autoencoder),
+            mask_kind=kind,
+            words=None if self._words is None else self._words.figures(),
+            share_not_decoded=1.0 - _mean(self._decoded) if self._decoded else None,
+            **_measured(scores, images),
+        )
+
+
+def _mean(parts: list[Tensor]) -> float:
+    return float(torch.cat(parts).double().mean())
 
 
 def mask_kinds(autoencoder: SlotAutoencoder, posterior: SlotPosterior, scene: DecodedScene) -> dict[str, Tensor]:

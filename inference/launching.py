@@ -86,6 +86,7 @@ def train(request: Request, progress: Progress) -> int:
         PsaError: If it cannot be started.
         TrainingFailed: If it failed, or one of several processes died; the last checkpoint is kept.
         Interrupted: After SIGINT or SIGTERM, with the checkpoint written.
+        KeyboardInterrupt: If the signal ended the processes before they could write one.
     """
     config = request.config()
     if config.training.devices == 1:
@@ -108,6 +109,8 @@ def train(request: Request, progress: Progress) -> int:
             relay.kill()
             raise
     if isinstance(outcome, Exception):
+        if caught and not relay.has_errors:
+            raise KeyboardInterrupt from None
         raise relay.failure(outcome, config.training.devices)
     if isinstance(outcome, str):
         raise Interrupted(outcome)
@@ -178,6 +181,11 @@ class Relay:
                 self._errors.append(message)
             else:
                 self._progress(*message)
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a process said why it failed."""
+        return bool(self._errors)
 
     def failure(self, error: Exception, count: int) -> Exception:
         """Why the run failed: what a process said, or which of them was killed."""

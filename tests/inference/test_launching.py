@@ -1,6 +1,8 @@
 """Several processes on one run: the same numbers as one, and nobody left waiting when one dies."""
 
 import multiprocessing
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import pytest
 import tiny
 import torch
 from tolerances import FLOAT32, assert_close
+from torch.multiprocessing import ProcessExitedException
 
 import psa
 from psa.errors import ConfigError, TrainingFailed
+from psa.inference import launching
 from psa.inference.config import TrainingConfig, override
 from psa.inference.launching import Request, train
 from psa.inference.processes import build_fabric, this_process
@@ -71,6 +75,20 @@ def test_a_process_that_is_killed_ends_the_run_with_one_line_and_keeps_the_check
     assert time.monotonic() - start < 300
     assert multiprocessing.active_children() == []
     assert load_tensors(RunDirectory(tmp_path / "run").state)[1]["step"] >= 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_ends_processes_while_they_start_is_an_interrupt_and_no_failure(tmp_path, monkeypatch, number):
+    """As when a whole group is signalled: the new processes know of no handler yet."""
+
+    class Starting:
+        def launch(self, work: object) -> None:
+            os.kill(os.getpid(), number)
+            raise ProcessExitedException("ended", error_index=0, error_pid=1, exit_code=-number)
+
+    monkeypatch.setattr(launching, "build_fabric", lambda config: Starting())
+    with pytest.raises(KeyboardInterrupt):
+        train(request(tmp_path / "run", "training.devices=2"), lambda step, row: None)
 
 
 def test_devices_that_are_not_to_be_had_are_named():

@@ -182,6 +182,7 @@ TINY = StudySize(
     num_pointwise=8,
     trial=PointTraining(steps=2, batch_size=4),
     training=PointTraining(steps=3, batch_size=4),
+    max_types=2,
 )
 SCALES: Mapping[str, Experiment] = {
     "smoke": Aggregate2d(data_sets=(0,), seeds=(0, 1), size=TINY),

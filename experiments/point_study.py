@@ -21,7 +21,6 @@ from psa.models.aggregate import AggregatePrior
 from psa.models.points import PointGuide, PointModel, perceptron
 
 ENCODERS = ("trained", "untrained", "identity")
-COUNTS = range(1, 9)  # of components that the recovered aggregate is reduced to
 # Types that lie near enough that points between them are seen.
 PLAIN, FIVE_STARTS = Mixture2dOptions(separation=4.0), PointSlots()
 TRIAL, STEPS = PointTraining(steps=60), PointTraining(steps=240)
@@ -74,6 +73,7 @@ class StudySize:
             in a map that is folded, at a far larger loss.
         trial: Of every start.
         training: Of the chosen one, afterwards.
+        max_types: Most components that the recovered aggregate is reduced to.
     """
 
     num_images: int = 1000
@@ -82,6 +82,7 @@ class StudySize:
     num_starts: int = 2
     trial: PointTraining = TRIAL
     training: PointTraining = STEPS
+    max_types: int = 8
 
 
 WHOLE = StudySize()
@@ -127,7 +128,8 @@ def measure_row(row: PointRow, data_seed: int, seed: int, size: StudySize, devic
         "responsibilities": posterior.responsibilities.half(),
         "latent": latent[: size.num_pointwise],
     }
-    return _against_truth(row, {name: tensor.cpu() for name, tensor in tensors.items()}, images.truth)
+    found = {name: tensor.cpu() for name, tensor in tensors.items()}
+    return _against_truth(row, found, images.truth, size.max_types)
 
 
 def _trained(
@@ -154,7 +156,7 @@ def _trained(
     return guide
 
 
-def _against_truth(row: PointRow, tensors: Mapping[str, Tensor], truth: Mixture2d) -> Outcome:
+def _against_truth(row: PointRow, tensors: Mapping[str, Tensor], truth: Mixture2d, max_types: int) -> Outcome:
     planted, spare = truth.images, row.slots.num_slots - row.data.num_objects
     objects = nn.functional.one_hot(planted.labels, max(row.slots.num_slots, row.data.num_objects)).mT
     loc = nn.functional.pad(planted.loc[planted.which], (0, 0, 0, spare))
@@ -166,7 +168,7 @@ def _against_truth(row: PointRow, tensors: Mapping[str, Tensor], truth: Mixture2
     }
     found = slot_agreement(tensors, true)
     points, within = point_agreement(tensors["latent"], true["latent"], row.data.num_objects)
-    prior = recovered_types(tensors)
+    prior = recovered_types(tensors, max_types)
     away = farthest_type(found.affine(prior.loc.double()), planted.loc)
     figures = {
         "smcc": found.smcc,
@@ -181,15 +183,16 @@ def _against_truth(row: PointRow, tensors: Mapping[str, Tensor], truth: Mixture2
     return Outcome(figures, {**tensors, "types": types})
 
 
-def recovered_types(tensors: Mapping[str, Tensor]) -> AggregatePrior:
+def recovered_types(tensors: Mapping[str, Tensor], max_types: int = 8) -> AggregatePrior:
     """The recovered aggregate, reduced: the fewest components whose score is within 0.01 nats a slot of the best's.
 
     Fitted to half of the images and scored by E_q log p_G on the others.
     """
     chunk = SlotChunk(tensors["weights"], tensors["loc"], tensors["var"])
     half = len(chunk) // 2
+    counts = range(1, max_types + 1)
     scores = held_out_scores(
-        lambda: [chunk[:half]], lambda: [chunk[half:]], COUNTS, covariance="full", options=COUNTING
+        lambda: [chunk[:half]], lambda: [chunk[half:]], counts, covariance="full", options=COUNTING
     )
     best = max(held.score for held in scores)
     return next(held for held in scores if held.score >= best - NEGLIGIBLE).prior

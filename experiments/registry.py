@@ -9,7 +9,9 @@ from psa.experiments import (
     aggregate_lemma,
     complexity,
     concatenated_slots,
+    decoders,
     query_initialisation,
+    set_prediction,
     slot_count,
     special_cases,
     sprites_identifiability,
@@ -27,6 +29,8 @@ _MODULES = (
     query_initialisation,
     ablation_covariance,
     slot_count,
+    set_prediction,
+    decoders,
     complexity,
 )
 EXPERIMENTS: Mapping[str, Mapping[str, Experiment]] = {module.SCALES["cpu"].name: module.SCALES for module in _MODULES}

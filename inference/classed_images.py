@@ -51,6 +51,10 @@ class ClassedImages(Images):
         with self.images.stream(one, with_masks) as sets, self.classes.stream(other, with_masks) as classed:
             yield (replace(part, classes=second.classes) for part, second in zip(sets, classed, strict=True))
 
+    def in_memory(self) -> ImageSet:
+        """All of them: a set of the kind that the images are, of features too."""
+        return replace(self.images.in_memory(), classes=self.classes.in_memory().classes)
+
     def first(self, count: int) -> "ClassedImages":
         """The first so many, or all where there are fewer."""
         return ClassedImages(self.images.first(count), self.classes.first(count))

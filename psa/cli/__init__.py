@@ -16,6 +16,7 @@ from psa.cli.bench import bench
 from psa.cli.check import check
 from psa.cli.common import print_json
 from psa.cli.compare import compare
+from psa.cli.configs import configs
 from psa.cli.data import data
 from psa.cli.demo import demo
 from psa.cli.diagnose import diagnose
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, evaluate, encode, sample, slots, compare, check, diagnose, bench):
+for command in (demo, train, configs, evaluate, encode, sample, slots, compare, check, diagnose, bench):
     app.command()(command)
 app.add_typer(experiment)
 app.add_typer(data)

@@ -22,7 +22,9 @@ from psa.runs import RunDirectory
 
 
 def train(
-    config: Annotated[Path | None, typer.Argument(help="A TOML file; left out, the demo's recipe.")] = None,
+    config: Annotated[
+        str | None, typer.Argument(help="A TOML file, or a row of psa configs; left out, the demo's recipe.")
+    ] = None,
     data: DataOption = None,
     variant: VariantOption = None,
     out: Annotated[Path, typer.Option(help="The run directory.")] = Path("runs/train"),
@@ -82,11 +84,11 @@ def _how_to_go_on(run: RunDirectory) -> Iterator[None]:
         raise TrainingFailed(f"{name}: cannot be written ({error.strerror}); make room, then {again}") from None
 
 
-def _values(config: Path | None, data: str | None, variant: str | None) -> dict[str, Any]:
-    """The configuration's tables: the recipe, or the file's; a named variant replaces the row and the objective."""
+def _values(config: str | None, data: str | None, variant: str | None) -> dict[str, Any]:
+    """The tables of the recipe, a file or a published row; a named variant replaces its slots and its objective."""
     values = dict(RECIPE) if config is None and variant is None else {}
     if config is not None:
-        values = read_config_file(config)
+        values = _named(config, data)
     if variant is not None:
         row = published(variant)
         kept = {key: value for key, value in values.get("slots", {}).items() if key != "overrides"}
@@ -94,3 +96,19 @@ def _values(config: Path | None, data: str | None, variant: str | None) -> dict[
     if data is not None:
         values["data"] = {**values.get("data", {}), "source": data}
     return values
+
+
+def _named(config: str, data: str | None) -> dict[str, Any]:
+    """The tables of a file, or where there is none of that name of a published row.
+
+    Raises:
+        ConfigError: If it is neither, or a row and its data are not named.
+    """
+    if Path(config).exists() or config.endswith(".toml"):
+        return read_config_file(Path(config))
+    from psa.experiments.published.registry import find_published  # not at the top: most runs need none
+
+    row = find_published(config, "a TOML file or a published row")
+    if data is None:
+        raise ConfigError(f"{config}: expected your copy of {row.dataset.name}: {row.command}")
+    return row.values()

@@ -24,7 +24,19 @@ from psa.runs import RunDirectory, load_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = tiny.options(tiny.SETTINGS)
-COMMANDS = ("demo", "train", "configs", "evaluate", "encode", "sample", "slots", "compare", "check", "diagnose", "bench")
+COMMANDS = (
+    "demo",
+    "train",
+    "configs",
+    "evaluate",
+    "encode",
+    "sample",
+    "slots",
+    "compare",
+    "check",
+    "diagnose",
+    "bench",
+)
 GROUPS = {"experiment": ("list", "run"), "data": ("list", "inspect", "make", "convert")}
 FIGURES = ("mse", "objective", "slots_in_use", "health", "baselines", "report")
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from psa.experiments.experiment import Conclusion, Experiment, Outcome, Progress
 from psa.experiments.over_seeds import best_of_all, gain, spread
-from psa.experiments.sprite_runs import PAPER_SIZE, SMOKE, SpriteRun, train
+from psa.experiments.sprite_runs import PAPER_SIZE, SMOKE, SpriteRun, learning_curves, train
 from psa.inference.variants import specify
-from psa.report.over_seeds import Band, Strip, bands_figure, strips_figure
+from psa.report.over_seeds import Strip, strips_figure
 
 PLAIN = "bo-qsa-plain"
 ROWS: Mapping[str, Mapping[str, Any]] = {
@@ -89,7 +89,7 @@ class QueryInitialisation(Experiment):
         figures |= {"gain_over_queries_alone": queries.mean, "gain_over_straight_through_alone": gradient.mean}
         table = [self._row(row, scores, found[row]) for row in ROWS]
         tables = {"Foreground ARI, one row a variant": table}
-        pictures = {"scores": _strips(scores), "curves": _curves(found)}
+        pictures = {"scores": _strips(scores), "curves": learning_curves(found)}
         return Conclusion(best_of_all(scores["bo-qsa"], others), reason, figures, tables, pictures)
 
     def _row(
@@ -120,20 +120,6 @@ def _spec(row: str) -> Any:
 def _strips(scores: Mapping[str, Sequence[float]]) -> Any:
     rows = [Strip(row, values, PAPER.get(row, (None,))[0]) for row, values in scores.items()]
     return strips_figure(rows, "foreground ARI, a dot a seed", "the paper, on ShapeStacks")
-
-
-def _curves(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """Held-out foreground ARI and error over training; a seed's curve ends where it diverged."""
-    panels: dict[str, list[Band]] = {"foreground ARI, held-out": [], "mean squared error, held-out": []}
-    for place, bands in enumerate(panels.values(), start=1):
-        for row, runs in found.items():
-            curves = [np.array(run["curve"]).reshape(-1, 4) for run in runs]
-            steps = max(curves, key=len)[:, 0]
-            values = np.full((len(curves), len(steps)), np.nan)
-            for curve, line in zip(curves, values, strict=True):
-                line[: len(curve)] = curve[:, place]
-            bands.append(Band(row, steps.tolist(), values))
-    return bands_figure(panels, "step", "", share_y=False)
 
 
 # Size, batch, learning rate and read-out of the cpu scale were chosen by runs of sa and bo-qsa with a seed that is not

@@ -7,6 +7,7 @@ from psa.experiments import (
     ablation_covariance,
     aggregate_2d,
     aggregate_lemma,
+    bottleneck,
     complexity,
     concatenated_slots,
     decoders,
@@ -15,6 +16,7 @@ from psa.experiments import (
     slot_count,
     special_cases,
     sprites_identifiability,
+    transfer,
     violated_assumptions,
 )
 from psa.experiments.experiment import SCALES, Experiment
@@ -31,6 +33,8 @@ _MODULES = (
     slot_count,
     set_prediction,
     decoders,
+    bottleneck,
+    transfer,
     complexity,
 )
 EXPERIMENTS: Mapping[str, Mapping[str, Experiment]] = {module.SCALES["cpu"].name: module.SCALES for module in _MODULES}

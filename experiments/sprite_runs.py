@@ -1,8 +1,11 @@
 """Sprite scenes, one small model and equal training: all that experiments about variants hold fixed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from psa.errors import TrainingFailed
 from psa.experiments.experiment import Progress
@@ -11,11 +14,12 @@ from psa.inference.config import RunConfig, parse_config
 from psa.inference.evaluation import evaluate
 from psa.inference.interrupts import Interrupted
 from psa.inference.sessions import open_trainer, run_images
+from psa.report.over_seeds import Band, bands_figure
 
 
 @dataclass(frozen=True)
 class SpriteRun:
-    """What is the same in every row of an experiment. Scenes are on black and show every object whole.
+    """What is the same in every row of an experiment. Sprites, unless other data is asked for, are whole and on black.
 
     Attributes:
         size: Pixels a side.
@@ -48,7 +52,12 @@ class SpriteRun:
     evaluations: int = 10
 
     def config(
-        self, slots: Mapping[str, Any], seed: int, device: str, objective: Mapping[str, Any] | None = None
+        self,
+        slots: Mapping[str, Any],
+        seed: int,
+        device: str,
+        objective: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> RunConfig:
         """A run's whole configuration.
 
@@ -57,15 +66,12 @@ class SpriteRun:
             seed: Of weights, draws and the order of the images.
             device: A torch device.
             objective: Left out, the papers': no KL, slots a point.
+            data: Left out, sprites as above; otherwise all of the table but its size and number of scenes.
         """
         return parse_config(
             {
-                "data": {
-                    "size": self.size,
-                    "max_objects": self.max_objects,
-                    "num_scenes": self.num_scenes,
-                    "min_visible": 1.0,
-                },
+                "data": {"size": self.size, "num_scenes": self.num_scenes}
+                | dict({"max_objects": self.max_objects, "min_visible": 1.0} if data is None else data),
                 "encoder": {"channels": self.channels},
                 "slots": {
                     "num_slots": self.num_slots,
@@ -108,7 +114,8 @@ class TrainedRun:
     Attributes:
         autoencoder: As training left it.
         failed_at: The step at which the loss was not finite; None where it always was.
-        curve: (step, foreground ARI, error, objective) of the held-out batch at every evaluation.
+        curve: (step, foreground ARI, error, objective) of the held-out batch at every evaluation; where training
+            projects slots, the correlation of projections too.
     """
 
     autoencoder: SlotAutoencoder
@@ -150,5 +157,24 @@ def train(config: RunConfig, progress: Progress) -> TrainedRun:
         raise KeyboardInterrupt from None
     except TrainingFailed:
         failed_at = trainer.step
-    names = ("step", "foreground_ari", "mse", "held_out")
-    return TrainedRun(trainer.trained, failed_at, [[row[name] for name in names] for row in trainer.history])
+    names = ("step", "foreground_ari", "mse", "held_out", "projection_correlation")
+    curve = [[row[name] for name in names if name in row] for row in trainer.history]
+    return TrainedRun(trainer.trained, failed_at, curve)
+
+
+def learning_curves(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Held-out foreground ARI and error over training; a seed's curve ends where it diverged.
+
+    Args:
+        found: Scores of runs by row, as :meth:`TrainedRun.scores` gives them.
+    """
+    panels: dict[str, list[Band]] = {"foreground ARI, held-out": [], "mean squared error, held-out": []}
+    for place, bands in enumerate(panels.values(), start=1):
+        for row, runs in found.items():
+            curves = [np.array([point[:4] for point in run["curve"]]).reshape(-1, 4) for run in runs]
+            steps = max(curves, key=len)[:, 0]
+            values = np.full((len(curves), len(steps)), np.nan)
+            for curve, line in zip(curves, values, strict=True):
+                line[: len(curve)] = curve[:, place]
+            bands.append(Band(row, steps.tolist(), values))
+    return bands_figure(panels, "step", "", share_y=False)

@@ -224,20 +224,20 @@ class SlotBottleneck(Experiment):
     def _trade_off(self, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         """Correlations and foreground ARI against the weight; dashed, without the loss."""
         shown = {
-            "log10 correlation of the projection": ("projection_correlation", np.log10),
-            "log10 correlation of the slots": ("slot_correlation", np.log10),
-            "foreground ARI": ("foreground_ari", np.asarray),
+            "log10 correlation of the projection": ("projection_correlation", True),
+            "log10 correlation of the slots": ("slot_correlation", True),
+            "foreground ARI": ("foreground_ari", False),
         }
         panels: dict[str, list[Band]] = {}
-        for title, (name, scale) in shown.items():
+        for title, (name, logarithmic) in shown.items():
             bands = panels.setdefault(title, [])
             for loss in PROJECTED:
                 rows = self._weighted(loss)
-                runs = [[run.get(name, np.nan) for run in found[row]] for row in rows]
-                bands.append(Band(loss, list(rows.values()), scale(np.array(runs, np.float64).T)))
-            plain = float(np.nanmean([run.get(name, np.nan) for run in found[PLAIN]]))
+                runs = np.array([[run.get(name, np.nan) for run in found[row]] for row in rows], np.float64).T
+                bands.append(Band(loss, list(rows.values()), np.log10(runs) if logarithmic else runs))
             ends = sorted(weight for weights in self.weights.values() for weight in weights)
-            bands.append(Band(PLAIN, ends, scale(np.full((1, len(ends)), plain)), True))
+            without = np.nanmean([run.get(name, np.nan) for run in found[PLAIN]]) * np.ones((1, len(ends)))
+            bands.append(Band(PLAIN, ends, np.log10(without) if logarithmic else without, True))
         return bands_figure(panels, "weight, nats an image", "", logarithmic=True, share_y=False)
 
 

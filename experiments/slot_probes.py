@@ -17,7 +17,8 @@ CHANNELS = ("red", "green", "blue")
 
 def sprite_factors(scenes: Sequence[Scene]) -> ObjectFactors:
     """Shape, the channels of the colour, radius or scale, and place of the objects of sprites or multi-dsprites."""
-    drawn = {name: torch.from_numpy(np.stack([scene.factors[name] for scene in scenes])) for name in scenes[0].factors}
+    known = [scene.factors or {} for scene in scenes]
+    drawn = {name: torch.from_numpy(np.stack([factors[name] for factors in known])) for name in known[0]}
     present = drawn["visibility"] > 0
     values = {name: drawn[name] for name in (CATEGORICAL, "x", "y")}
     values["size"] = drawn["size" if "size" in drawn else "scale"]

@@ -39,7 +39,7 @@ from psa.inference.training import seed_everything
 from psa.metrics import mean_squared_correlation
 from psa.report.over_seeds import Band, bands_figure
 
-PLAIN, COSINE, PROJECTED = "slot-attention", "cosine", ("covariance", "vicreg")
+PLAIN, COSINE = "slot-attention", "cosine"
 FALL, MARGIN, LEAST_ARI = 10.0, 0.05, 0.5
 # Foreground ARI on Coloured Multi-dSprites; shape (accuracy), colour, scale, x, y (R2).
 PAPER = {
@@ -59,7 +59,7 @@ class SlotBottleneck(Experiment):
         member: Of the family. Slot Attention is ``sa``; ``i-qsa`` is the same with learned queries and implicit
             gradients (BO-QSA, table 7), which finds objects in fewer steps.
         readout: Of the member; its own is ``mean``.
-        weights: Of each projected loss, nats an image, rising.
+        weights: Of each projected loss, ``covariance`` and ``vicreg``, nats an image, rising; the first is needed.
         cosine: Weight of the cosine loss, nats an image.
         projection_dim: Features of a projection. A batch has batch_size times num_slots slots; with fewer of them than
             features their covariance has no full rank.
@@ -91,7 +91,7 @@ class SlotBottleneck(Experiment):
     def rows(self) -> Mapping[str, Mapping[str, float]]:
         """The table ``bottleneck`` of every row, without the size of its projection."""
         rows: dict[str, Mapping[str, float]] = {PLAIN: {}, COSINE: {"cosine": self.cosine}}
-        for loss in PROJECTED:
+        for loss in self.weights:
             parts = ("covariance", "variance")[: 1 + (loss == "vicreg")]
             rows |= {row: dict.fromkeys(parts, weight) for row, weight in self._weighted(loss).items()}
         return rows
@@ -152,13 +152,13 @@ class SlotBottleneck(Experiment):
         correlation = {
             row: float(np.mean([run.get("projection_correlation", 1.0) for run in runs])) for row, runs in found.items()
         }
-        chosen = {loss: self._smallest(loss, correlation) for loss in PROJECTED}
+        chosen = {loss: self._smallest(loss, correlation) for loss in self.weights}
         figures = {"foreground_ari_without": float(np.mean(scores[PLAIN])), "correlation_without": correlation[PLAIN]}
-        for loss in PROJECTED:
+        for loss in self.weights:
             falls = [correlation[PLAIN] / correlation[row] for row in self._weighted(loss)]
             figures[f"largest_fall_{loss}"] = max(falls)
         figures |= {f"weight_{loss}": weight for loss, weight in chosen.items() if weight is not None}
-        reason = " ".join(self._words(loss, chosen[loss], correlation, scores) for loss in PROJECTED)
+        reason = " ".join(self._words(loss, chosen[loss], correlation, scores) for loss in self.weights)
         tables = {
             "Table 1: segmentation and correlation": [self._row(row, found[row], scores, correlation) for row in found],
             "Table 2: probes of slots": [*_probe_rows(found)],
@@ -231,7 +231,7 @@ class SlotBottleneck(Experiment):
         panels: dict[str, list[Band]] = {}
         for title, (name, logarithmic) in shown.items():
             bands = panels.setdefault(title, [])
-            for loss in PROJECTED:
+            for loss in self.weights:
                 rows = self._weighted(loss)
                 runs = np.array([[run.get(name, np.nan) for run in found[row]] for row in rows], np.float64).T
                 bands.append(Band(loss, list(rows.values()), np.log10(runs) if logarithmic else runs))
@@ -259,7 +259,7 @@ def _probe_rows(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
 SCALES: Mapping[str, Experiment] = {
     "smoke": SlotBottleneck(
         run=SMOKE,
-        weights={"covariance": (1.0,), "vicreg": (1.0,)},
+        weights={"covariance": (1.0,)},
         projection_dim=8,
         probe_dim=8,
         num_scenes=32,

@@ -1,6 +1,7 @@
 """The bottleneck's rows, what correlations and probes are of, and a verdict that follows them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ THREE = SlotBottleneck(weights={"covariance": WEIGHTS, "vicreg": WEIGHTS}, seeds
 
 
 def test_rows_differ_in_their_losses_alone():
-    configs = {row: SMOKE.run_config(losses, 3) for row, losses in SMOKE.rows.items()}
+    study = replace(SMOKE, weights={"covariance": (1.0,), "vicreg": (1.0,)})
+    configs = {row: study.run_config(losses, 3) for row, losses in study.rows.items()}
     plain = configs["slot-attention"].model_dump(exclude={"bottleneck"})
     assert all(config.model_dump(exclude={"bottleneck"}) == plain for config in configs.values())
     weights = {

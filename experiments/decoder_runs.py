@@ -10,6 +10,7 @@ from psa.experiments.sprite_factors import KnownScenes, agreement, draw_scenes
 from psa.inference.attention_masks import resized
 from psa.inference.autoencoder import SlotAutoencoder, build_autoencoder
 from psa.inference.config import RunConfig, override, parse_config
+from psa.inference.keyed_noise import ImageNoise, Purpose
 from psa.inference.training import Trainer, seed_everything
 from psa.inference.word_figures import WordCounts
 from psa.metrics import foreground_ari
@@ -101,17 +102,17 @@ class DecoderRuns:
     def look(self, autoencoder: SlotAutoencoder, test: KnownScenes) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Figures of a model on the test images; its slots (M, K, D), and their responsibilities in 255ths.
 
-        Foreground ARI is of the decoder's masks and of the attention's, apart. Members start at random: their starts
-        are those of one seed, and training goes on as if nothing was drawn.
+        Foreground ARI is of the decoder's masks and of the attention's, apart. An image's slots start at the same
+        points in every row, seed and state.
         """
         autoencoder.eval()
-        state = torch.random.get_rng_state()
-        torch.manual_seed(0)
         words = None if autoencoder.guide.code is None else WordCounts(autoencoder)
         errors, slots, attention, decoder = [], [], [], []
         for start in range(0, len(test.images), CHUNK):
             images = autoencoder.prepare(test.images.batch(slice(start, start + CHUNK)))
-            posterior, found, _ = autoencoder.encode(images)
+            index = torch.arange(start, start + len(images), device=images.device)
+            with autoencoder.guide.drawing(ImageNoise(0, 0, index, Purpose.HELD_OUT)):
+                posterior, found, _ = autoencoder.encode(images)
             scene = autoencoder.decode(found)
             if words is not None:
                 words.add(images, found, None)
@@ -121,7 +122,6 @@ class DecoderRuns:
             decoder.append(resized(scene.masks, autoencoder.size).argmax(1).byte().cpu())
             if start == 0:
                 pictures = (255 * scene.mean[:SHOWN].clamp(0, 1)).round().byte().movedim(1, 3).cpu()
-        torch.random.set_rng_state(state)
         tensors = {"slots": torch.cat(slots), "masks": torch.cat(attention)}
         tensors |= {"pictures": pictures, "labels": torch.cat(decoder)[:SHOWN]}
         assert test.images.masks is not None

@@ -32,7 +32,7 @@ from psa.experiments.decoder_runs import SHOWN, STRIDE, DecoderRuns
 from psa.experiments.experiment import Conclusion, Experiment, Outcome, Progress, Verdict
 from psa.experiments.sprites_identifiability import Agreement, agreements
 from psa.report import pictures
-from psa.report.over_seeds import Band, Strip, bands_figure, strips_figure
+from psa.report.over_seeds import Band, Strip, band_of_curves, bands_figure, strips_figure
 from psa.report.picture_rows import picture_rows
 
 # Each row's own settings.
@@ -202,14 +202,10 @@ def _curves(found: Mapping[str, Sequence[Outcome]]) -> Figure:
     panels: dict[str, list[Band]] = {}
     titles = {"attention_ari": "foreground ARI, attention", "decoder_ari": "foreground ARI, decoder masks"}
     for key, title in (titles | {"smcc": "SMCC with the true factors", "mse": "squared error"}).items():
-        panels[title] = []
-        for row, runs in found.items():
-            curves = [run.figures["curve"] for run in runs]
-            steps = [point["step"] for point in max(curves, key=len)]
-            values = np.full((len(curves), len(steps)), np.nan)
-            for curve, line in zip(curves, values, strict=True):
-                line[: len(curve)] = [point[key] for point in curve]
-            panels[title].append(Band(row, steps, values))
+        panels[title] = [
+            band_of_curves(row, [[(point["step"], point[key]) for point in run.figures["curve"]] for run in runs])
+            for row, runs in found.items()
+        ]
     return bands_figure(panels, "step", "", share_y=False)
 
 

@@ -38,7 +38,7 @@ from psa.inference.set_prediction import PropertyHead, fit_property_head
 from psa.inference.training import seed_everything
 from psa.inference.variants import specify
 from psa.metrics.sets import ObjectSets
-from psa.report.over_seeds import Band, Strip, bands_figure, strips_figure
+from psa.report.over_seeds import Band, Strip, band_of_curves, bands_figure, strips_figure
 from psa.report.picture_rows import picture_rows
 
 ROWS = ("sa", "smm")
@@ -231,14 +231,10 @@ def _curves(found: Mapping[str, Sequence[Outcome]]) -> Figure:
     """Over training; a seed's curve ends where it diverged."""
     panels: dict[str, list[Band]] = {}
     for title, key in ((f"AP at {MAIN}, test scenes", MAIN), ("AP at inf: shape and colour", "inf"), ("loss", "loss")):
-        panels[title] = []
-        for row, runs in found.items():
-            curves = [run.figures["curve"] for run in runs]
-            steps = [point["step"] for point in max(curves, key=len)]
-            values = np.full((len(curves), len(steps)), np.nan)
-            for curve, line in zip(curves, values, strict=True):
-                line[: len(curve)] = [point[key] for point in curve]
-            panels[title].append(Band(row, steps, values))
+        panels[title] = [
+            band_of_curves(row, [[(point["step"], point[key]) for point in run.figures["curve"]] for run in runs])
+            for row, runs in found.items()
+        ]
     return bands_figure(panels, "step", "", share_y=False)
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from psa.errors import TrainingFailed
@@ -14,7 +13,7 @@ from psa.inference.config import RunConfig, parse_config
 from psa.inference.evaluation import evaluate
 from psa.inference.interrupts import Interrupted
 from psa.inference.sessions import open_trainer, run_images
-from psa.report.over_seeds import Band, bands_figure
+from psa.report.over_seeds import band_of_curves, bands_figure
 
 
 @dataclass(frozen=True)
@@ -168,13 +167,12 @@ def learning_curves(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     Args:
         found: Scores of runs by row, as :meth:`TrainedRun.scores` gives them.
     """
-    panels: dict[str, list[Band]] = {"foreground ARI, held-out": [], "mean squared error, held-out": []}
-    for place, bands in enumerate(panels.values(), start=1):
-        for row, runs in found.items():
-            curves = [np.array([point[:4] for point in run["curve"]]).reshape(-1, 4) for run in runs]
-            steps = max(curves, key=len)[:, 0]
-            values = np.full((len(curves), len(steps)), np.nan)
-            for curve, line in zip(curves, values, strict=True):
-                line[: len(curve)] = curve[:, place]
-            bands.append(Band(row, steps.tolist(), values))
+    titles = ("foreground ARI, held-out", "mean squared error, held-out")
+    panels = {
+        title: [
+            band_of_curves(row, [[(point[0], point[place]) for point in run["curve"]] for run in runs])
+            for row, runs in found.items()
+        ]
+        for place, title in enumerate(titles, start=1)
+    }
     return bands_figure(panels, "step", "", share_y=False)

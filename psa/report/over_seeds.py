@@ -73,6 +73,20 @@ class Band:
     dashed: bool = False
 
 
+def band_of_curves(name: str, curves: Sequence[Sequence[tuple[float, float]]]) -> Band:
+    """The band of learning curves, one a seed, (step, value) each; one that ends early has no values after that.
+
+    Args:
+        name: In the legend.
+        curves: At least one; the steps of each are the first ones of the longest.
+    """
+    steps = [step for step, _ in max(curves, key=len)]
+    values = np.full((len(curves), len(steps)), np.nan)
+    for curve, line in zip(curves, values, strict=True):
+        line[: len(curve)] = [value for _, value in curve]
+    return Band(name, steps, values)
+
+
 def bands_figure(
     panels: Mapping[str, Sequence[Band]], x_unit: str, y_unit: str, *, logarithmic: bool = False, share_y: bool = True
 ) -> Figure:

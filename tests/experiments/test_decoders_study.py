@@ -37,17 +37,18 @@ def test_rows_start_from_the_same_encoder_and_slot_module():
 
 
 @pytest.mark.parametrize("row", ["joint", "transformer"])
-def test_figures_do_not_disturb_training(row: str):
-    """Drawn starts go on where they were."""
-    scores = []
+def test_figures_are_the_same_at_every_look_and_do_not_disturb_training(row: str):
+    states = []
     for looked in (False, True):
         trainer = SHARED.trainer(ROWS[row], 5, "cpu")
         trainer.train_steps(2)
         if looked:
-            SHARED.look(trainer.autoencoder, SHARED.scenes("test"))
+            one, two = (SHARED.look(trainer.autoencoder, SHARED.scenes("test")) for _ in range(2))
+            assert one[0] == two[0]
+            assert all(torch.equal(value, two[1][name]) for name, value in one[1].items())
         trainer.train_steps(2)
-        scores.append(trainer.autoencoder.state_dict())
-    assert all(torch.equal(scores[0][name], value) for name, value in scores[1].items())
+        states.append(trainer.autoencoder.state_dict())
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
 def test_both_kinds_of_masks_are_scored_and_words_where_there_are_words():

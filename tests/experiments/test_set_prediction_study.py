@@ -47,20 +47,22 @@ def test_a_unit_is_a_function_of_its_name_and_its_curve_ends_at_the_last_step(un
     assert not torch.equal(SMOKE.measure("smm.seed-1", ignore).tensors["vectors"], one.tensors["vectors"])
 
 
-def test_the_head_learns_before_all_is_trained_only_where_slots_did():
-    """Its own training is seen in the first point of the curve's sets: without it the start is that of the seed."""
-    started = replace(SMOKE, pretrained=False, steps=1, learning_rate=1e-12)
-    head = started._start("sa", 0, ignore)[0]
-    images, _ = started.scenes("test", SMOKE.num_test)
-    assert_close(started.measure("sa.seed-0", ignore).tensors["vectors"], head.predict(images.first(SHOWN)), 1e-5)
-    moved = replace(started, pretrained=True).measure("sa.seed-0", ignore).tensors["vectors"]
-    assert float((moved - head.predict(images.first(SHOWN))).abs().max()) > 1e-3
+def test_the_head_learns_alone_first_where_slots_learned_to_reconstruct():
+    still = replace(SMOKE, steps=1, learning_rate=1e-12, head_rate=1e-12)
+    moved = replace(still, head_rate=0.01)
+    fresh = replace(moved, pretrained=False)
+    images, _ = still.scenes("test", SMOKE.num_test)
+    for experiment, learns in ((fresh, False), (still, False), (moved, True)):
+        before = experiment._start("sa", 0, ignore)[0].predict(images.first(SHOWN))
+        after = experiment.measure("sa.seed-0", ignore).tensors["vectors"]
+        assert (float((after - before).abs().max()) > 1e-3) == learns
 
 
 def test_a_run_that_diverges_says_when_and_scores_zero(units: dict[str, Outcome]):
     failed = replace(SMOKE, pretrained=False, learning_rate=1e30).measure("sa.seed-0", ignore)
     assert 0 < failed.figures["failed_at"] < SMOKE.steps
-    found = SMOKE.conclude(units | {"sa.seed-0": failed})
+    scored = [point | {MAIN: 0.5} for point in failed.figures["curve"]]
+    found = SMOKE.conclude(units | {"sa.seed-0": Outcome({**failed.figures, "curve": scored})})
     assert found.figures[f"sa_ap_{MAIN}"] == 0.0
     assert found.tables[f"Average precision at {MAIN}, test scenes"][0]["diverged"] == 1
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from psa.report.over_seeds import Band, Strip, bands_figure, strips_figure
+from psa.report.over_seeds import Band, Strip, band_of_curves, bands_figure, strips_figure
 from psa.report.pictures import figure_png
 
 
@@ -42,3 +42,9 @@ def test_a_band_runs_from_the_lowest_to_the_highest_seed_and_leaves_out_what_no_
     assert (left.get_ylabel(), right.get_ylabel()) == ("score", "")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["psa", "level"]
     assert figure_png(figure)[:4] == b"\x89PNG"
+
+
+def test_a_curve_that_ends_early_leaves_the_others_their_steps():
+    band = band_of_curves("sa", [[(0, 0.1)], [(0, 0.2), (5, 0.3)]])
+    assert (band.name, list(band.x)) == ("sa", [0, 5])
+    assert np.array_equal(band.values, [[0.1, np.nan], [0.2, 0.3]], equal_nan=True)

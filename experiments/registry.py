@@ -11,6 +11,7 @@ from psa.experiments import (
     complexity,
     concatenated_slots,
     decoders,
+    feature_reconstruction,
     query_initialisation,
     set_prediction,
     slot_count,
@@ -34,6 +35,7 @@ _MODULES = (
     set_prediction,
     decoders,
     bottleneck,
+    feature_reconstruction,
     transfer,
     complexity,
 )

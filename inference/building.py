@@ -125,6 +125,7 @@ def build_decoder(config: RunConfig, size: Size) -> nn.Module:
         decoder.dropout,
         decoder.kernel,
         decoder.num_convolutions,
+        learned_positions=features,
     )
     built = decoder_of_kind(decoder.kind, plan, decoder.options)
     if decoder.kind != "transformer":

@@ -52,7 +52,7 @@ class FeaturesConfig(Section):
     """``features``: the frozen network whose features are observed in the pixels' place (``encoder.kind`` features)."""
 
     architecture: str = Field(default="small", description="small, of random weights, or one that timm knows")
-    weights: str | None = Field(default=None, description="a safetensors file of timm's network")
+    weights: str | None = Field(default=None, description="a safetensors file of the network")
     options: dict[str, str | bool | int | float] = Field(default_factory=dict, description="of the architecture")
     cache: str = Field(default="runs/features", description="the folder where features are kept")
     shape: tuple[int, int, int] | None = Field(default=None, description="written by psa train")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from psa.errors import ConfigError
@@ -107,14 +109,22 @@ def open_network(settings: FeaturesConfig) -> FrozenNetwork:
 
 
 def _small(settings: FeaturesConfig) -> PatchTransformer:
-    if settings.weights is not None:
-        raise ConfigError("features.weights: expected none with the architecture small, whose weights are random")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            return PatchTransformer(**settings.options)  # type: ignore[arg-type]
+            network = PatchTransformer(**settings.options)  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise ConfigError(f"features.options: expected those of small ({error})") from None
+    if settings.weights is not None:
+        try:
+            network.load_state_dict(load_file(settings.weights))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ConfigError(
+                f"features.weights: expected a safetensors file of the small network of features.options, "
+                f"got {settings.weights} ({reason})"
+            ) from None
+    return network
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ class DecoderPlan:
         channels: Of it: 3, or the number of features.
         hidden_dim, num_layers, patch, num_upsamplings, num_heads, dropout, kernel, num_convolutions: As set; of
             features, patch is 1 and there are no upsamplings.
+        learned_positions: Whether positions have learned vectors: of features.
     """
 
     slot_dim: int
@@ -37,6 +38,7 @@ class DecoderPlan:
     dropout: float = 0.0
     kernel: int | None = None
     num_convolutions: int = 1
+    learned_positions: bool = False
 
 
 Builder = Callable[..., nn.Module]
@@ -44,7 +46,8 @@ Registered = TypeVar("Registered", bound=Builder)
 
 
 def _patch(plan: DecoderPlan) -> nn.Module:
-    return PatchDecoder(plan.slot_dim, plan.size, plan.hidden_dim, plan.num_layers, plan.patch, plan.channels)
+    layers, channels = plan.num_layers, plan.channels
+    return PatchDecoder(plan.slot_dim, plan.size, plan.hidden_dim, layers, plan.patch, channels, plan.learned_positions)
 
 
 def _broadcast(plan: DecoderPlan) -> nn.Module:

@@ -93,6 +93,19 @@ def test_a_patch_of_the_small_transformer_answers_to_its_place_first():
     assert int(moved.argmax()) == 6  # row 1, column 2
 
 
+def test_the_small_transformer_takes_weights_of_its_own_options(tmp_path):
+    torch.manual_seed(1)
+    network, path = PatchTransformer(16, 8, 1), tmp_path / "small.safetensors"
+    save_file(network.state_dict(), path)
+    options = {"size": 16, "hidden_dim": 8, "num_layers": 1}
+    found = open_network(FeaturesConfig(options=options, weights=str(path)))
+    assert found.checksum == weights_checksum(network.state_dict())
+    images = torch.rand(2, 3, 16, 16)
+    assert_close(found.maps(images), feature_maps(network.eval(), images), FLOAT32)
+    with pytest.raises(ConfigError, match="expected a safetensors file of the small network"):
+        open_network(FeaturesConfig(options=options | {"num_layers": 2}, weights=str(path)))
+
+
 def test_a_timm_network_has_its_weights_from_the_users_file(timm, tmp_path):
     torch.manual_seed(0)
     network, path = VisionTransformer((8, 8)), tmp_path / "vit.safetensors"
@@ -119,7 +132,10 @@ def test_other_weights_than_the_runs_are_refused(timm, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weights": "vit.safetensors"}, "expected none with the architecture small"),
+        (
+            {"weights": "vit.safetensors"},
+            r"file of the small network of features\.options, got vit",
+        ),
         ({"architecture": "vit"}, "expected a safetensors file of vit, got none"),
         ({"options": {"depth": 2}}, "features.options: expected those of small"),
         ({"options": {"size": 18}}, "size and hidden_dim must be multiples of 4, got 18, 32"),

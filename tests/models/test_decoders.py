@@ -139,6 +139,22 @@ class TestBroadcastDecoderAsInBoQsa(TestBroadcastDecoder):
         assert found == [up, up, plain, plain, ("Conv2d", 3, 1, 4)]
 
 
+class TestPatchDecoderWithLearnedPositions(MaskedContract):
+    decoder = PatchDecoder
+    settings = {"hidden_dim": 7, "num_layers": 2, "patch": 4, "learned_positions": True}  # noqa: RUF012
+    refused = ((10, 16), "image size must be a multiple of decoder.patch 4, got 10 x 16")
+
+    def test_the_vector_of_a_position_changes_its_patch_alone(self):
+        decoder, slots = self.build(), self.slots()
+        before = decoder(slots).rgb
+        with torch.no_grad():
+            decoder.learned[1] += 3.0
+        moved = (decoder(slots).rgb - before).abs().sum((0, 1, 2))
+        assert bool((moved[:4, 4:8] > 0).any())
+        moved[:4, 4:8] = 0.0
+        assert not bool(moved.any())
+
+
 class TestJointDecoder(DecoderContract):
     decoder = JointDecoder
     settings = {"hidden_dim": 7, "num_layers": 2, "patch": 4}  # noqa: RUF012

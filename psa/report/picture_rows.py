@@ -8,12 +8,8 @@ from matplotlib.figure import Figure
 
 from psa.report import pictures
 
-_DPI, _TILE, _NAMES, _GAP = (
-    160,
-    0.72,
-    1.75,
-    0.06,
-)  # inches: a side, the names, between pictures
+_DPI = 160
+_TILE, _NAMES, _GAP = 0.72, 2.0, 0.06  # inches: a side, the names, between pictures
 
 
 def picture_rows(rows: Mapping[str, UInt8[np.ndarray, "scenes height width 3"]]) -> Figure:

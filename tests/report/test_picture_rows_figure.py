@@ -14,7 +14,7 @@ def test_every_picture_is_where_its_row_and_scene_say():
     assert all(
         np.array_equal(found, picture) for found, picture in zip(shown, [*rows["scene"], *rows["sa"]], strict=True)
     )
-    lefts, bottoms = ([getattr(axes.get_position(), name) for axes in figure.axes] for name in ("x0", "y0"))
+    lefts, bottoms = ([round(getattr(axes.get_position(), n), 6) for axes in figure.axes] for n in ("x0", "y0"))
     assert lefts[:3] == lefts[3:] == sorted(lefts[:3])
     assert len(set(bottoms[:3])) == len(set(bottoms[3:])) == 1
     assert bottoms[3] < bottoms[0]

@@ -42,13 +42,13 @@ def test_rows_differ_in_their_losses_alone():
 def test_a_run_without_the_loss_is_put_through_the_head_that_the_run_with_it_starts_from():
     size = (SMOKE.run.size, SMOKE.run.size)
     started = {}
-    for row in ("slot-attention", "covariance=1"):
+    for row in ("slot-attention", "vicreg=1"):
         seed_everything(3)
         started[row] = build_autoencoder(SMOKE.run_config(SMOKE.rows[row], 3), size)
-    theirs = started["covariance=1"].model.factors.head.state_dict()
+    theirs = started["vicreg=1"].model.factors.head.state_dict()
     ours = SMOKE.head(started["slot-attention"], 3).head.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
-    assert SMOKE.head(started["covariance=1"], 3) is started["covariance=1"].model.factors
+    assert SMOKE.head(started["vicreg=1"], 3) is started["vicreg=1"].model.factors
     other = SMOKE.head(started["slot-attention"], 4).head.state_dict()
     assert not torch.equal(other["0.weight"], theirs["0.weight"])
 
@@ -93,18 +93,18 @@ def outcomes(correlation: Mapping[str, float], scores: Mapping[str, Sequence[flo
     return found
 
 
-FALLS = {"covariance=10": 0.019, "covariance=1000": 0.001}
+FALLS = {"vicreg=10": 0.019, "vicreg=1000": 0.001}
 
 
 @pytest.mark.parametrize(
     ("correlation", "scores", "verdict"),
     [
         (FALLS, {}, "holds"),
-        (FALLS, {"covariance=1000": [0.1, 0.1, 0.11]}, "holds"),  # the smallest weight that is enough
-        (FALLS, {"covariance=10": [0.60, 0.61, 0.62]}, "fails"),
-        (FALLS, {"covariance=10": [0.5, 0.8, 0.9]}, "not decided at this scale"),
+        (FALLS, {"vicreg=1000": [0.1, 0.1, 0.11]}, "holds"),  # the smallest weight that is enough
+        (FALLS, {"vicreg=10": [0.60, 0.61, 0.62]}, "fails"),
+        (FALLS, {"vicreg=10": [0.5, 0.8, 0.9]}, "not decided at this scale"),
         (FALLS, {"slot-attention": [0.4, 0.41, 0.42]}, "not decided at this scale"),  # finds no objects
-        ({"vicreg=0.1": 0.001}, {}, "fails"),  # another loss's fall is not its own
+        ({"covariance=0.1": 0.001}, {}, "fails"),  # another loss's fall is not its own
         ({}, {}, "fails"),
     ],
 )
@@ -114,19 +114,19 @@ def test_the_verdict_follows_correlation_and_scores(
     found = THREE.conclude(outcomes(correlation, scores))
     assert found.verdict == verdict
     assert found.figures["correlation_without"] == pytest.approx(0.2)
-    assert found.figures.get("weight_covariance") == (10.0 if "covariance=10" in correlation else None)
-    fall = max(0.2 / correlation.get(f"covariance={weight:g}", 0.2) for weight in WEIGHTS)
-    assert found.figures["largest_fall_covariance"] == pytest.approx(fall)
+    assert found.figures.get("weight_vicreg") == (10.0 if "vicreg=10" in correlation else None)
+    fall = max(0.2 / correlation.get(f"vicreg={weight:g}", 0.2) for weight in WEIGHTS)
+    assert found.figures["largest_fall_vicreg"] == pytest.approx(fall)
 
 
 def test_tables_have_every_row_and_the_papers_figures_and_a_diverged_run_has_no_fall():
-    found = THREE.conclude(outcomes(FALLS, {"covariance=10": [None, 0.8, 0.8]}))
+    found = THREE.conclude(outcomes(FALLS, {"vicreg=10": [None, 0.8, 0.8]}))
     first, second = found.tables.values()
     assert [row["row"] for row in first] == list(THREE.rows)
     shown = {row["row"]: row for row in first}
-    assert shown["covariance=10"]["diverged"] == 1
-    assert shown["covariance=10"]["correlation of the projection"] == pytest.approx((1 + 2 * 0.019) / 3)
+    assert shown["vicreg=10"]["diverged"] == 1
+    assert shown["vicreg=10"]["correlation of the projection"] == pytest.approx((1 + 2 * 0.019) / 3)
     assert shown["covariance=1000"]["paper's FG-ARI"] == PAPER["covariance"][0]
     assert [row["row"] for row in second][-3:] == [f"paper: {row}" for row in PAPER]
-    assert found.figures["weight_covariance"] == 1000.0
+    assert found.figures["weight_vicreg"] == 1000.0
     assert set(found.pictures) == {"weights", "curves"}

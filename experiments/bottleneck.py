@@ -163,7 +163,9 @@ class SlotBottleneck(Experiment):
             "Table 1: segmentation and correlation": [self._row(row, found[row], scores, correlation) for row in found],
             "Table 2: probes of slots": [*_probe_rows(found)],
         }
-        pictures = {"weights": self._trade_off(found), "curves": learning_curves(found)}
+        pictures = {"curves": learning_curves(found)}
+        if any(len(weights) > 1 for weights in self.weights.values()):
+            pictures["weights"] = self._trade_off(found)
         return Conclusion(self._verdict(chosen["vicreg"], scores), reason, figures, tables, pictures)
 
     def _smallest(self, loss: str, correlation: Mapping[str, float]) -> float | None:

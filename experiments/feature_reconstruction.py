@@ -89,6 +89,7 @@ class FeatureReconstruction(Experiment):
         variant: The slot module.
         weight: ``bottleneck.covariance``, nats an image.
         steps, batch_size, learning_rate: Of training, after a warm-up of a tenth.
+        noise_share: Of the steps, until queries have no noise; BO-QSA's, 30,000 of 250,000.
         evaluations: Points of the learning curve.
         num_scored: Test images.
         cache: The folder of features and weights, which all units share; None: each makes its own.
@@ -107,13 +108,14 @@ class FeatureReconstruction(Experiment):
     num_slots: int = 4
     slot_dim: int = 32
     large_slot_dim: int = 256
-    token_dim: int = 64
+    token_dim: int = 32
     hidden_dim: int = 64
     variant: str = "bo-qsa"
     weight: float = 100.0
-    steps: int = 500
+    steps: int = 1000
     batch_size: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
+    noise_share: float = 0.12
     evaluations: int = 5
     num_scored: int = 512
     cache: str | None = "runs/features"
@@ -163,6 +165,7 @@ class FeatureReconstruction(Experiment):
                 "batch_size": self.batch_size,
                 "learning_rate": self.learning_rate,
                 "warmup_steps": self.steps // 10,
+                "noise_steps": max(1, round(self.noise_share * self.steps)),
                 "seed": seed,
                 "max_skipped": 0,  # that it diverges is a result
                 "evaluate_every": max(1, self.steps // self.evaluations),

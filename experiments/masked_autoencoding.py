@@ -41,9 +41,9 @@ class MaskedAutoencoding:
     size: int = 32
     hidden_dim: int = 64
     num_layers: int = 3
-    steps: int = 800
+    steps: int = 1000
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     hidden_share: float = 0.6
     seed: int = 0
 

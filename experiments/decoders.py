@@ -27,9 +27,9 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from psa.errors import TrainingFailed
 from psa.experiments.decoder_runs import SHOWN, STRIDE, DecoderRuns
 from psa.experiments.experiment import Conclusion, Experiment, Outcome, Progress, Verdict
+from psa.experiments.over_training import over_training
 from psa.experiments.sprites_identifiability import Agreement, agreements
 from psa.report import pictures
 from psa.report.over_seeds import Band, Strip, band_of_curves, bands_figure, strips_figure
@@ -82,17 +82,12 @@ class Decoders(Experiment):
         row, _, seed = unit.partition(".seed-")
         test = self.shared.scenes("test")
         trainer = self.shared.trainer(ROWS[row], int(seed), self.device)
-        curve: list[dict[str, Any]] = []
-        tensors: dict[str, Tensor] = {"images": test.images.images[:SHOWN]}
-        for step in np.linspace(0, self.shared.steps, self.checkpoints).astype(int).tolist():
-            try:
-                trainer.train_steps(step - trainer.step)
-            except TrainingFailed:
-                return Outcome({"failed_at": trainer.step, "curve": curve})
+
+        def look(step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
             found, seen = self.shared.look(trainer.autoencoder, test)
-            curve.append({"step": step, **found})
-            progress(step, self.shared.steps)
-        return Outcome({"failed_at": None, "curve": curve}, tensors | seen)
+            return found, {"images": test.images.images[:SHOWN], **seen}
+
+        return over_training(trainer, self.shared.steps, self.checkpoints, look, progress)
 
     def conclude(self, outcomes: Mapping[str, Outcome]) -> Conclusion:
         """Agreement of all pairs of seeds, segmentation by both masks, and the verdict by the rule above."""

@@ -27,8 +27,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from psa.errors import TrainingFailed
 from psa.experiments.experiment import Conclusion, Experiment, Outcome, Progress, Verdict
+from psa.experiments.over_training import over_training
 from psa.experiments.sprite_factors import independent_features
 from psa.experiments.sprite_slots import Row, SpriteSlots
 from psa.metrics.identifiability import smcc
@@ -113,18 +113,12 @@ class SpritesIdentifiability(Experiment):
         name, _, seed = unit.partition(".seed-")
         row, test = ROWS[name], self.shared.scenes("test")
         trainer = self.shared.trainer(row, int(seed), self.device)
-        curve: list[dict[str, Any]] = []
-        tensors: dict[str, Tensor] = {}
-        for step in np.linspace(0, self.shared.steps, self.checkpoints).astype(int).tolist():
-            try:
-                trainer.train_steps(step - trainer.step)
-            except TrainingFailed:
-                return Outcome({"failed_at": trainer.step, "curve": curve})
+
+        def look(step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
             found, seen = self.shared.look(row, trainer.autoencoder, test)
-            tensors |= {name if step else f"untrained_{name}": value for name, value in seen.items()}
-            curve.append({"step": step, **found})
-            progress(step, self.shared.steps)
-        return Outcome({"failed_at": None, "curve": curve}, tensors)
+            return found, {name if step else f"untrained_{name}": value for name, value in seen.items()}
+
+        return over_training(trainer, self.shared.steps, self.checkpoints, look, progress)
 
     def conclude(self, outcomes: Mapping[str, Outcome]) -> Conclusion:
         """Agreement of all pairs of seeds, the factors told, and the verdict by the rule above."""
